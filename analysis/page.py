@@ -1,0 +1,41 @@
+"""How a table is put on the page: in a terminal of 100 columns, or as Markdown for the artifact."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from tabulate import tabulate
+
+WIDTH = 100  # columns of the terminal
+
+WORDS = {
+    "shm_exhausted": "overflowed",
+    "oom": "out of memory",
+    "timeout": "timed out",
+    "data_error": "bad data",
+    "stopped_early": "stopped early",
+}
+
+
+def outcome_words(outcomes: pd.Series, trials: int) -> str:
+    """['shm_exhausted'] of 3 trials -> '1 of 3 overflowed'; the most frequent first; '' for none."""
+    return ", ".join(f"{count} of {trials} {WORDS.get(outcome, outcome)}" for outcome, count in outcomes.value_counts().items())
+
+
+def heading(title: str, group: pd.Series, markdown: bool) -> str:
+    """What the table shows, and below it what all its trials share. `group` has block, varied and surroundings."""
+    title = ", ".join(filter(None, [title, group["block"] and f"block {group['block']}", group["varied"]]))
+    surroundings = group["surroundings"]
+    return f"### {title}\n\n{surroundings}\n" if markdown else f"{title}\n{surroundings}\n"
+
+
+def grid(headers: Sequence[str], rows: Sequence[Sequence[str]], align: Sequence[str], markdown: bool) -> str:
+    """Rows of texts under their headers. A line break in a header is a space in Markdown."""
+    if markdown:
+        headers = [header.replace("\n", " ") for header in headers]
+    style = "pipe" if markdown else "simple"
+    return tabulate(rows, headers, style, disable_numparse=True, colalign=align, preserve_whitespace=not markdown)
+
+
+def width(text: str) -> int:
+    """Columns that a text takes in the terminal."""
+    return max(map(len, text.splitlines()))

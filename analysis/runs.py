@@ -1,0 +1,167 @@
+"""MLflow -> one tidy frame, a row a trial, and the rule of what may be pooled.
+
+The one idea is that every table starts from the same frame, and the frame from the tracker alone. Failed trials are rows like the
+others: they have an outcome and no time. Trials are pooled only where all their parameters and their surroundings are equal but for
+those a table spreads out; `comparable` splits a frame so that no table has to remember it.
+"""
+
+import difflib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+
+from sweeps.metrics import SUMMARY
+from sweeps.tracking import SETTLED, children, connect, database_file, resolve_uri, search_all, short_names, written
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+DEFAULT_EXPERIMENT = "speech"
+SURROUNDINGS = ("device", "device_name", "cpu_name", "node", "threads", "precision", "channels_last")  # tags; equal or not pooled
+
+
+def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT) -> pd.DataFrame:
+    """The trials of a sweep, a row a key: its settled attempt, otherwise its latest. Oldest first; no row before the first trial.
+
+    Columns, absent values NaN, None or NA:
+        run_id, run_name, key, block, evidence   str
+        repeat             Int64
+        outcome            str: an outcome of sweeps.tracking, or 'running'
+        settled, planned   bool: will not be run again; belongs to the latest plan of the sweep
+        attempts           int64, runs with this key
+        started            datetime64, UTC
+        device, device_name, cpu_name, node, threads, precision, channels_last   str: hardware and what was pinned on it
+        validation_clips   float64
+        epoch_s, accuracy ...   float64: every name of sweeps.metrics.SUMMARY, in its unit there
+        loader.num_workers, sgdr.lr ...   every resolved parameter under its dotted name: numbers where all values are, otherwise str;
+                           sizes in bytes, lists as JSON text
+
+    frame.attrs holds `sweep`, `uri` (absolute), `experiment` and `plan`, the number of trials in the latest plan. LookupError if there
+    is no such sweep: it lists those there are.
+    """
+    client, parent = _find(name, uri, experiment)
+    attempts = children(client, parent)
+    plan = _plan_keys(client, parent) if attempts else set()
+    counts = Counter(run.data.tags["key"] for run in attempts)
+    kept: dict[str, Run] = {}
+    for run in sorted(attempts, key=_is_settled, reverse=True):  # stable: newest first within settled and unsettled
+        kept.setdefault(run.data.tags["key"], run)
+    rows = [_row(run) | {"planned": key in plan, "attempts": counts[key]} for key, run in kept.items()]
+    frame = pd.DataFrame(rows, columns=None if rows else ["outcome", "planned", "block"])
+    if rows:
+        frame = frame.sort_values("started", kind="stable", ignore_index=True)
+        converted = ["repeat", *(column for column in frame if "." in column)]
+        frame[converted] = frame[converted].convert_dtypes()
+    frame.attrs = {"sweep": name, "uri": resolve_uri(uri), "experiment": experiment, "plan": len(plan)}
+    return frame
+
+
+class Comparable(NamedTuple):
+    """Trials that differ only in what their table spreads out, in repeat and in seed."""
+
+    block: str
+    varied: str  # 'form=png prefetch_factor=4': what tells this group from the block's others; empty when it is the only one
+    surroundings: str  # 'paced: 25 ms a step · box-1 · 2 threads · float32'
+    trials: pd.DataFrame
+
+
+def comparable(frame: pd.DataFrame, spread: tuple[str, ...]) -> Iterator[Comparable]:
+    """Splits the planned trials by block, by every parameter outside `spread` that varies, and by surroundings."""
+    for block, trials in frame[frame["planned"]].groupby("block", sort=False):
+        trials = _with_surroundings(trials)
+        varying = [column for column in trials if "." in column and column not in spread and trials[column].nunique(dropna=False) > 1]
+        names = short_names(varying)
+        for _, group in trials.groupby([*varying, *SURROUNDINGS], sort=False, dropna=False):
+            first = group.iloc[0]
+            varied = " ".join(f"{names[column]}={_shown(column, first[column])}" for column in varying)
+            yield Comparable(str(block), varied, _describe(first), group)
+
+
+def _find(name: str, uri: str, experiment: str) -> "tuple[MlflowClient, Run]":
+    """The tracker and the sweep's parent run, or a LookupError that says what there is."""
+    uri = resolve_uri(uri)
+    file = database_file(uri)
+    if file and not file.exists():  # MLflow would make an empty database here
+        raise LookupError(f"no tracking database at {file}. Run a sweep first, or name another database with --uri.")
+    client = connect(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        there = [each.name for each in client.search_experiments()]
+        raise LookupError(f"no experiment {experiment!r} at {uri}. There are: {', '.join(there)}.")
+    sweeps = search_all(client, found.experiment_id, "tags.kind = 'sweep'")
+    for run in sweeps:
+        if run.data.tags["sweep"] == name:
+            return client, run
+    there = [run.data.tags["sweep"] for run in sweeps]
+    near = difflib.get_close_matches(name, there, 1)
+    listed = f"There are: {', '.join(there)}." if there else "It holds no sweep yet."
+    raise LookupError(f"no sweep {name!r} in experiment {experiment!r} at {uri}. {listed}" + (f" Did you mean {near[0]}?" if near else ""))
+
+
+def _plan_keys(client: "MlflowClient", parent: "Run") -> set[str]:
+    with tempfile.TemporaryDirectory() as scratch:
+        return {
+            row["key"] for row in json.loads(Path(client.download_artifacts(parent.info.run_id, "plan.json", scratch)).read_text("utf-8"))
+        }
+
+
+def _is_settled(run: "Run") -> bool:
+    return run.info.status != "RUNNING" and run.data.tags.get("outcome") in SETTLED
+
+
+def _row(run: "Run") -> dict[str, Any]:
+    tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
+    ended = run.info.status != "RUNNING"
+    return {
+        "run_id": run.info.run_id,
+        "run_name": run.info.run_name,
+        "key": tags["key"],
+        "block": tags["block"],
+        "repeat": int(tags["repeat"]),
+        "outcome": tags.get("outcome", "running") if ended else "running",
+        "evidence": tags.get("evidence"),
+        "settled": _is_settled(run),
+        "started": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
+        **{tag: tags.get(tag) for tag in SURROUNDINGS},
+        "validation_clips": float(tags.get("validation_clips", "nan")),
+        **{name: metrics.get(name, float("nan")) for name in SUMMARY},
+        **{name: _value(text) for name, text in params.items() if "." in name},
+    }
+
+
+def _value(text: str) -> Any:
+    """A parameter as it was before MLflow made text of it; lists stay text, which a frame can group by."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, int | float) else text
+
+
+def _shown(column: str, value: Any) -> str:
+    return written(column, None if pd.isna(value) else value.item() if hasattr(value, "item") else value)
+
+
+def _with_surroundings(trials: pd.DataFrame) -> pd.DataFrame:
+    """A trial that died before it could say where it ran belongs to the others of its block, if those agree."""
+    known = {tag: trials[tag].dropna().unique() for tag in SURROUNDINGS}
+    return trials.fillna({tag: values[0] for tag, values in known.items() if len(values) == 1})
+
+
+def _describe(trial: pd.Series) -> str:
+    """'modelled accelerator, paced: 25 ms a step · Xeon · box-1 · 2 threads · bfloat16 channels_last'."""
+    tags = {tag: trial[tag] for tag in SURROUNDINGS if pd.notna(trial[tag])}
+    device = tags.get("device_name", tags.get("device", "device unknown"))
+    if tags.get("device") == "paced":
+        device = f"modelled accelerator, {device}"
+    threads = f"{tags['threads']} thread" + ("s" if tags["threads"] != "1" else "") if "threads" in tags else None
+    numbers = " ".join([*filter(None, [tags.get("precision")]), *(["channels_last"] if tags.get("channels_last") == "true" else [])])
+    cpu = tags.get("cpu_name") if tags.get("cpu_name") != device else None
+    return " · ".join(filter(None, [device, cpu, tags.get("node"), threads, numbers]))

@@ -1,0 +1,162 @@
+"""Table 1: how long an epoch takes by number of loader workers and size of /dev/shm.
+
+The one idea is that a cell with no time is still an answer: where trials overflowed /dev/shm the cell says so, and how many of how many.
+A worker count is compared with 0 workers at the same /dev/shm and in the same repeat, never across hardware or across another
+parameter; each such combination has a table of its own. `epoch_times` gives the figures, `tables` the page.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from analysis.page import WIDTH, grid, heading, outcome_words, width
+from analysis.runs import Comparable, comparable
+from analysis.statistics import FEWEST_PAIRS, paired_change
+from sweeps.tracking import written
+
+WORKERS, SHM = "loader.num_workers", "loader.shm_size"
+TIMED = ("completed", "stopped_early")  # a trial cut short by an overflow may hold an epoch or two; they are no cell of this table
+
+
+def epoch_times(frame: pd.DataFrame) -> pd.DataFrame:
+    """Table 1 as a tidy frame, a row a cell, from the frame of `runs.sweep_runs`.
+
+    Columns: block, varied, surroundings (str; the table the cell belongs to), shm_size (str, '64M' or 'node'), num_workers (int),
+    trials and n (int: all, and those with a time), median_s, min_s, max_s, fill_s (float: over the n trials' medians of warm epochs),
+    outcomes (str: how the others ended, '1 of 3 overflowed'), change, change_low, change_high (float: relative to 0 workers,
+    -0.25 for a quarter less, with its 95 % interval; NaN below three pairs). Blocks in which neither count nor size varies are left out.
+    """
+    rows = [row for group in _groups(frame) for row in _cells(group)]
+    return pd.DataFrame(rows)
+
+
+def tables(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
+    """Table 1 as text, one for each block, combination of other parameters and hardware."""
+    cells = epoch_times(frame)
+    if cells.empty:
+        return []
+    return [_table(group, markdown) for _, group in cells.groupby(["block", "varied", "surroundings"], sort=False)]
+
+
+def _groups(frame: pd.DataFrame) -> Iterator[Comparable]:
+    for group in comparable(_with_sizes(frame), (WORKERS, SHM)):
+        if group.trials[WORKERS].nunique() > 1 or group.trials[SHM].nunique(dropna=False) > 1:
+            yield group
+
+
+def _with_sizes(frame: pd.DataFrame) -> pd.DataFrame:
+    """A size that no trial sets is no parameter of any, yet it has a column here."""
+    return frame if SHM in frame else frame.assign(**{SHM: pd.Series(pd.NA, index=frame.index, dtype="Int64")})
+
+
+def _cells(group: Comparable) -> Iterator[dict[str, Any]]:
+    for size, of_size in group.trials.groupby(SHM, dropna=False):
+        baseline = _times(of_size[of_size[WORKERS] == 0])
+        for workers, trials in of_size.groupby(WORKERS):
+            timed = trials[trials["outcome"].isin(TIMED) & trials["epoch_s"].notna()]
+            times = _times(trials)
+            change = paired_change(times, baseline) if workers else None
+            yield {
+                "block": group.block,
+                "varied": group.varied,
+                "surroundings": group.surroundings,
+                "shm_size": written(SHM, None if pd.isna(size) else int(size)),
+                "num_workers": int(workers),
+                "trials": len(trials),
+                "n": len(times),
+                "median_s": times.median(),
+                "min_s": times.min(),
+                "max_s": times.max(),
+                "fill_s": timed["fill_s"].median(),
+                "outcomes": outcome_words(trials.loc[~trials.index.isin(timed.index), "outcome"], len(trials)),
+                "change": change.value if change else math.nan,
+                "change_low": change.low if change else math.nan,
+                "change_high": change.high if change else math.nan,
+            }
+
+
+def _times(trials: pd.DataFrame) -> pd.Series:
+    """Epoch seconds by repeat, of the trials that have them."""
+    return trials[trials["outcome"].isin(TIMED)].set_index("repeat")["epoch_s"].dropna()
+
+
+def _table(cells: pd.DataFrame, markdown: bool) -> str:
+    first = cells.iloc[0]
+    title = heading("Epoch seconds by num_workers and shm_size", first, markdown)
+    caption = "Median over n trials of their epoch seconds (fastest-slowest trial); warm epochs only."
+    parts = [title, *_spread(_time_columns(cells), markdown), caption, ""]
+    return "\n".join([*parts, *_changes(cells, markdown)])
+
+
+def _changes(cells: pd.DataFrame, markdown: bool) -> list[str]:
+    with_workers = cells[cells["num_workers"] > 0]
+    compared = with_workers[with_workers["shm_size"].isin(cells.loc[(cells["num_workers"] == 0) & (cells["n"] > 0), "shm_size"])]
+    if compared.empty:
+        return ["Change against 0 workers: no trial with 0 workers has a time here."]
+    if compared["change"].isna().all():
+        return [f"Change against 0 workers: not enough data, an interval needs {FEWEST_PAIRS} repeats with both times."]
+    title = "Change of epoch seconds against 0 workers at the same shm_size"
+    caption = "Mean change over repeats, paired, and its 95 % interval; below zero is faster."
+    return [title, "", *_spread(_change_columns(compared), markdown), caption]
+
+
+Columns = dict[str, dict[int, tuple[str, ...]]]  # header of a size -> num_workers -> the texts of its cell
+
+
+def _time_columns(cells: pd.DataFrame) -> Columns:
+    digits = _digits(cells["median_s"].min())
+    widest = len(f"{cells['median_s'].max():.{digits}f}")
+    columns: Columns = {}
+    for cell in cells.itertuples():
+        columns.setdefault(f"shm {cell.shm_size}", {})[cell.num_workers] = (_time_text(cell, digits, widest), str(cell.n))
+    return columns
+
+
+def _time_text(cell: Any, digits: int, widest: int) -> str:
+    if not cell.n:
+        return cell.outcomes
+    median = f"{cell.median_s:{widest}.{digits}f}"
+    if cell.outcomes:
+        return f"{median} s, {cell.outcomes}"
+    return f"{median} ({cell.min_s:.{digits}f}-{cell.max_s:.{digits}f})" if cell.n > 1 else median
+
+
+def _change_columns(cells: pd.DataFrame) -> Columns:
+    columns: Columns = {}
+    for cell in cells.itertuples():
+        columns.setdefault(f"shm {cell.shm_size}", {})[cell.num_workers] = (_change_text(cell),)
+    return columns
+
+
+def _change_text(cell: Any) -> str:
+    if not cell.n:
+        return "-"
+    if math.isnan(cell.change):
+        return "not enough data"
+    return f"{cell.change:+4.0%} ({cell.change_low:+.0%} to {cell.change_high:+.0%})"
+
+
+def _spread(columns: Columns, markdown: bool) -> list[str]:
+    """The columns side by side, as many as the terminal takes; the rest follow below."""
+    names = list(columns)
+    for fit in range(len(names), 0, -1):
+        texts = [_side_by_side({name: columns[name] for name in names[at : at + fit]}, markdown) for at in range(0, len(names), fit)]
+        if markdown or fit == 1 or max(map(width, texts)) <= WIDTH:
+            break
+    return [text + "\n" for text in texts]
+
+
+def _side_by_side(columns: Columns, markdown: bool) -> str:
+    counts = sorted({count for column in columns.values() for count in column})
+    cell_width = len(next(iter(next(iter(columns.values())).values())))
+    headers = [header for name in columns for header in (name, "n")[:cell_width]]
+    absent = ("-", "")[:cell_width]
+    rows = [[str(count), *(text for column in columns.values() for text in column.get(count, absent))] for count in counts]
+    return grid(["workers", *headers], rows, ["right", *(["left", "right"][:cell_width] * len(columns))], markdown)
+
+
+def _digits(smallest: float) -> int:
+    """Decimals that leave the smallest time three significant digits; at most three."""
+    return 1 if not smallest > 0 else min(3, max(0, 2 - math.floor(math.log10(smallest))))

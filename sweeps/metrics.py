@@ -1,0 +1,54 @@
+"""Every figure the tracker holds: one name, one unit, one meaning.
+
+Names with a slash, and lr, are series: snapshot/... by cycle, the others by epoch. The rest is a trial's summary, logged once, because
+MLflow's run search returns a series' last step and never its median. Absent means not measured; nothing is ever 0 for want of a value.
+"""
+
+import difflib
+
+SERIES: dict[str, tuple[str, str]] = {
+    "time/epoch_s": ("s", "host's wall clock of the epoch; the five spans below are its parts"),
+    "time/start_s": ("s", "making the loader's iterator, its workers with it"),
+    "time/fill_s": ("s", "waiting for the epoch's first batch"),
+    "time/wait_s": ("s", "waiting for the later batches"),
+    "time/step_s": ("s", "training steps, or the host's share of them on an accelerator"),
+    "time/other_s": ("s", "the rest of the epoch, up to the last synchronised step"),
+    "time/eval_s": ("s", "evaluation on the validation split, outside the epoch"),
+    "time/snapshot_s": ("s", "writing a snapshot and measuring the ensemble, outside the epoch"),
+    "accelerator/busy_fraction": ("1", "share of the epoch in which the accelerator worked"),
+    "stall/steps": ("steps", "steps the accelerator waited for, idle for more than 1 ms"),
+    "stall/max_gap_s": ("s", "the accelerator's longest pause between two steps"),
+    "rate/clips_per_s": ("1/s", "training clips per second of the epoch"),
+    "shm/peak_bytes": ("B", "most bytes in use on the trial's /dev/shm during the epoch"),
+    "cpu/worker_s": ("s", "processor time of the loader's workers"),
+    "cpu/main_s": ("s", "processor time of the training process"),
+    "io/read_bytes": ("B", "bytes read from storage: tells a cold page cache from a warm one"),
+    "loss/training": ("nat", "mean training loss of the epoch"),
+    "loss/validation": ("nat", "mean loss on the validation split"),
+    "accuracy/validation": ("1", "accuracy on the validation split"),
+    "lr": ("1", "learning rate at the epoch's last step"),
+    "snapshot/accuracy": ("1", "validation accuracy of the cycle's snapshot alone"),
+    "snapshot/ensemble_accuracy": ("1", "validation accuracy of the softmax average of the snapshots so far"),
+    "snapshot/disagreement": ("1", "share of validation clips on which the snapshots so far do not all agree"),
+}
+SUMMARY: dict[str, tuple[str, str]] = {
+    "epoch_s": ("s", "median of time/epoch_s over the warm epochs"),
+    "start_s": ("s", "median of time/start_s over the warm epochs"),
+    "fill_s": ("s", "median of time/fill_s over the warm epochs"),
+    "wait_fraction": ("1", "median share of a warm epoch spent waiting for batches, the first one included"),
+    "clips_per_s": ("1/s", "median of rate/clips_per_s over the warm epochs"),
+    "shm_peak_bytes": ("B", "most bytes in use on the trial's /dev/shm"),
+    "train_s": ("s", "sum of time/epoch_s over all epochs, warm-up included, evaluation and snapshots not"),
+    "accuracy": ("1", "validation accuracy of the last snapshot alone"),
+    "best_snapshot_accuracy": ("1", "validation accuracy of the best snapshot alone"),
+    "ensemble_accuracy": ("1", "validation accuracy of the softmax average of all snapshots"),
+}
+METRICS = SERIES | SUMMARY  # name -> (unit, meaning)
+
+
+def check_name(name: str) -> str:
+    """The name, where METRICS has it; otherwise a ValueError that names the nearest."""
+    if name not in METRICS:
+        near = difflib.get_close_matches(name, METRICS, 1)
+        raise ValueError(f"metric {name!r} has no unit and meaning: add it to METRICS" + (f", or write {near[0]}" if near else ""))
+    return name

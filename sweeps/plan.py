@@ -1,0 +1,160 @@
+"""SweepConfig -> the trials to run, in order, each with a stable key.
+
+    trials = plan(load("sweep.yaml"), fingerprint).trials
+
+A repeat is one complete pass over a block's points, so a sweep cut short has compared like with like. The key is a hash of all that
+decides what a trial measures, and of nothing else: the file's layout, the order of its keys and its place in the plan do not matter.
+Same key, same measurement: that is how a later run knows what is settled.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from speech.config import Corpus, Loader, TrialConfig
+from sweeps import grid
+from sweeps.config import Metric, ResolvedBlock, SweepConfig
+from sweeps.exclude import sift
+
+_OF_WORKERS = ("prefetch_factor", "start_method", "persistent_workers")  # the loader's keys that mean nothing at 0 workers
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One trial: what it computes, and what its runner needs of its block."""
+
+    key: str  # 12 hex digits
+    block: str
+    repeat: int  # from 0
+    seed: int  # the sweep's plus the repeat: the same for all points of a repeat
+    config: TrialConfig
+    swept: dict[str, Any]  # {"loader.num_workers": 4, "loader.shm_size": 67108864}: values as the trial sees them
+    metric: Metric
+    warmup_epochs: int
+    trial_timeout_s: float
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Points of a block that do not run, and why."""
+
+    block: str
+    points: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.points} {'point' if self.points == 1 else 'points'} removed from {self.block}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Trials in the order in which they start, and what was left out."""
+
+    trials: list[TrialSpec]
+    removed: list[Removed]
+
+
+def corpora(config: SweepConfig) -> list[Corpus]:
+    """The distinct corpora of a sweep, in order of appearance."""
+    found: dict[str, Corpus] = {}
+    for block in config.resolved():
+        for trial, _ in _points(block)[0]:
+            found.setdefault(trial.corpus.model_dump_json(), trial.corpus)
+    return list(found.values())
+
+
+def plan(config: SweepConfig, fingerprint: Callable[[Corpus], str]) -> Plan:
+    """Every trial of a sweep that `load` returned. `fingerprint` is asked once for each distinct corpus."""
+    prints = {corpus.model_dump_json(): fingerprint(corpus) for corpus in corpora(config)}
+    trials: list[TrialSpec] = []
+    removed: list[Removed] = []
+    for block in config.resolved():
+        points, left_out = _points(block)
+        removed += left_out
+        for repeat in range(block.repeats):
+            trials += [_spec(config, block, repeat, point, prints) for point in _ordered(points, config.seed, block, repeat)]
+    return Plan(trials, removed)
+
+
+_Point = tuple[TrialConfig, dict[str, Any]]  # a trial's parameters, and those of them that are swept
+
+
+def _points(block: ResolvedBlock) -> tuple[list[_Point], list[Removed]]:
+    """The points of a block that run, as listed, and those that don't."""
+    kept, excluded, _ = sift(grid.points(block.parameters), block.exclude)
+    removed = [
+        Removed(block.name, count, f"exclude {{{exclusion.text}}}")
+        for count, exclusion in zip(excluded, block.exclude, strict=True)
+        if count
+    ]
+    distinct: dict[str, _Point] = {}
+    for point in kept:
+        trial = TrialConfig.model_validate(point.parameters)
+        distinct.setdefault(json.dumps(_deciding(trial), sort_keys=True), (trial, _swept(trial, list(point.choice))))
+    if len(distinct) < len(kept):
+        axes = [
+            key for key in _OF_WORKERS if ("loader", key) in grid.swept(block.parameters) or ("loader",) in grid.swept(block.parameters)
+        ]
+        verb = "has" if len(axes) == 1 else "have"
+        removed.append(Removed(block.name, len(kept) - len(distinct), f"{', '.join(axes)} {verb} no effect at 0 workers"))
+    return list(distinct.values()), removed
+
+
+def _swept(trial: TrialConfig, paths: list[grid.Path]) -> dict[str, Any]:
+    """Dotted path -> plain value, as parsed."""
+    dump = trial.model_dump(mode="json")
+    found = {}
+    for path in paths:
+        value: Any = dump
+        for key in path:
+            value = value[key]
+        found[".".join(path)] = value
+    return found
+
+
+def _ordered(points: list[_Point], seed: int, block: ResolvedBlock, repeat: int) -> list[_Point]:
+    points = list(points)
+    if block.order == "shuffled":
+        random.Random(f"{seed}/{block.name}/{repeat}").shuffle(points)  # a text seeds alike in every process
+    return points
+
+
+def _spec(config: SweepConfig, block: ResolvedBlock, repeat: int, point: _Point, prints: dict[str, str]) -> TrialSpec:
+    trial, swept = point
+    deciding = {
+        "trial": _deciding(trial),
+        "corpus": prints[trial.corpus.model_dump_json()],
+        "block": block.name,  # so that blocks that meet in a point have a trial each
+        "repeat": repeat,
+        "seed": config.seed + repeat,
+        "warmup_epochs": config.warmup_epochs,
+        "threads": config.threads,
+        "resources": config.resources.model_dump(mode="json"),
+    }
+    return TrialSpec(
+        key=_hash(deciding),
+        block=block.name,
+        repeat=repeat,
+        seed=config.seed + repeat,
+        config=trial,
+        swept=swept,
+        metric=block.metric,
+        warmup_epochs=config.warmup_epochs,
+        trial_timeout_s=config.trial_timeout,
+    )
+
+
+def _deciding(trial: TrialConfig) -> dict[str, Any]:
+    """The parameters that decide what a trial does; those without effect stand at their defaults."""
+    dump = trial.model_dump(mode="json")
+    if trial.loader.num_workers == 0:
+        dump["loader"] |= {key: Loader.model_fields[key].default for key in _OF_WORKERS}
+    return dump
+
+
+def _hash(deciding: dict[str, Any]) -> str:
+    canonical = json.dumps(deciding, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]

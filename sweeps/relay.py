@@ -1,0 +1,158 @@
+"""One trial from start to end, seen from outside its process tree: records come up the pipe and go to disk, to MLflow and to Ray.
+
+Every record is appended to the trial's records.jsonl before anything else is done with it. Tracking happens here, never in the timed
+process. When the tree has ended the outcome is read from the evidence, and the run closes with its summary and its files.
+"""
+
+import json
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from speech.config import Pinned, Trial
+from sweeps.isolation import Record, Task, Template
+from sweeps.outcome import Outcome, classify
+from sweeps.plan import TrialSpec
+from sweeps.tracking import Tracking
+
+SETUP_TAGS = (
+    "device",
+    "device_name",
+    "precision",
+    "channels_last",
+    "threads",
+    "training_clips",
+    "validation_clips",
+    "skipped_clips",
+    "batch_bytes",
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What all trials of one launch share: where they report, where they may write, and what was pinned for them."""
+
+    tracking_uri: str  # resolved, the same from every process
+    experiment: str
+    parent: str  # run id of the sweep
+    folder: Path  # of the sweep; every trial has a folder of its own below it
+    private_shm: bool
+    keep: str  # which snapshots are uploaded: best, all, none
+    provenance: dict[str, Any]  # tags: versions, git commit
+    pinned: dict[str, Pinned] = field(default_factory=dict)  # by block
+
+
+@dataclass
+class _Heard:
+    """What the records have told so far."""
+
+    setup: Record = field(default_factory=dict)
+    summary: dict[str, float] | None = None
+    confusion: list[list[int]] | None = None
+    snapshots: list[Record] = field(default_factory=list)
+    error: Record | None = None
+    ending: Record = field(default_factory=dict)
+
+
+def run_trial(
+    template: Template, spec: TrialSpec, launch: Launch, report: Callable[[dict[str, Any]], None]
+) -> tuple[Outcome, dict[str, float]]:
+    """Runs `spec` in a tree of its own and tracks it; returns how it ended and its summary. `report` hears of every epoch."""
+    folder = launch.folder / spec.key
+    shutil.rmtree(folder, ignore_errors=True)  # what an earlier attempt left; its files are in its own run
+    folder.mkdir(parents=True)
+    tracking = Tracking(launch.tracking_uri, launch.experiment)
+    config = spec.config.model_dump(mode="json")
+    run_id = tracking.start_trial(
+        launch.parent, key=spec.key, block=spec.block, repeat=spec.repeat, seed=spec.seed, swept=spec.swept, config=config,
+        tags=launch.provenance | {"node": platform.node(), "warmup_epochs": spec.warmup_epochs},
+    )  # fmt: skip
+    heard = _listen(template, spec, launch, folder, tracking, run_id, report)
+    outcome = classify(heard.error, heard.ending, heard.summary is not None, (folder / "stderr.log").read_text(errors="replace"))
+    summary = dict(heard.summary or {})
+    if heard.ending.get("shm_peak_bytes"):
+        summary["shm_peak_bytes"] = heard.ending["shm_peak_bytes"]
+    tags = {name: heard.setup.get(name) for name in SETUP_TAGS} | {"shm_limit_bytes": heard.ending.get("shm_limit_bytes")}
+    files = _files(folder, heard) | _kept_snapshots(folder, heard, launch, tracking, spec.block)
+    tracking.finish_trial(run_id, outcome.name, outcome.evidence, summary, tags, files)
+    shutil.rmtree(folder)
+    return outcome, summary
+
+
+def trial_of(spec: TrialSpec, launch: Launch, folder: Path) -> Trial:
+    return Trial(config=spec.config, seed=spec.seed, warmup_epochs=spec.warmup_epochs, pinned=launch.pinned[spec.block], folder=str(folder))
+
+
+def _listen(
+    template: Template,
+    spec: TrialSpec,
+    launch: Launch,
+    folder: Path,
+    tracking: Tracking,
+    run_id: str,
+    report: Callable[[dict[str, Any]], None],
+) -> _Heard:
+    """Passes every record on until the tree has ended."""
+    heard = _Heard()
+    task = Task(
+        "train",
+        trial_of(spec, launch, folder).model_dump(),
+        launch.private_shm,
+        spec.config.loader.shm_size,
+        launch.pinned[spec.block].cpus,
+    )
+    with (folder / "records.jsonl").open("a") as journal:
+        for record in template.run(task, folder / "stderr.log", spec.trial_timeout_s):
+            journal.write(json.dumps(record) + "\n")
+            journal.flush()
+            match record["kind"]:
+                case "setup":
+                    heard.setup = record
+                case "epoch":
+                    tracking.log_epoch(run_id, record["epoch"], record["metrics"])
+                    report({"epoch": record["epoch"]} | record["metrics"])
+                case "snapshot":
+                    heard.snapshots.append(record)
+                    tracking.log_snapshot(run_id, record["cycle"], record["metrics"])
+                case "end":
+                    heard.summary, heard.confusion = record["summary"], record.get("confusion")
+                case "error":
+                    heard.error = record
+                case "exit":
+                    heard.ending = record
+    return heard
+
+
+def _files(folder: Path, heard: _Heard) -> dict[str, Path]:
+    """Artifacts: the records, what was written to stderr if anything, and the confusion matrix of the ensemble."""
+    files = {"records.jsonl": folder / "records.jsonl"}
+    log = folder / "stderr.log"
+    if heard.error:
+        with log.open("a") as file:
+            file.write(heard.error["traceback"])
+    if log.stat().st_size:
+        files["stderr.log"] = log
+    if heard.confusion:
+        labels = heard.setup["labels"]
+        rows = [
+            ",".join(["true \\ said", *labels]),
+            *(",".join(map(str, [label, *row])) for label, row in zip(labels, heard.confusion, strict=True)),
+        ]
+        (folder / "confusion.csv").write_text("\n".join(rows) + "\n")
+        files["confusion.csv"] = folder / "confusion.csv"
+    return files
+
+
+def _kept_snapshots(folder: Path, heard: _Heard, launch: Launch, tracking: Tracking, block: str) -> dict[str, Path]:
+    """`best` keeps each trial's best snapshot, and all members of the best ensemble of the block so far, which --test will read."""
+    if heard.summary is None or not heard.snapshots or launch.keep == "none":
+        return {}
+    kept = heard.snapshots
+    if launch.keep == "best":
+        record = tracking.best_ensemble_so_far(launch.parent, block)
+        if record is not None and heard.summary["ensemble_accuracy"] <= record:
+            kept = [max(kept, key=lambda snapshot: snapshot["metrics"]["snapshot/accuracy"])]
+    return {f"snapshots/{snapshot['file']}": folder / snapshot["file"] for snapshot in kept}

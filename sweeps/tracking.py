@@ -1,0 +1,302 @@
+"""MLflow: a sweep is a parent run, a trial is a child of it, and an attempt at the same trial is one more child with the same key.
+
+The one idea is that MLflow holds everything the tables need, so that a table can be rebuilt next month from the tracker alone. What is
+logged under which name, and in which unit, stands in metrics.py; other names are refused.
+
+`Tracking` speaks to MLflow by explicit run ids and never through the active run of `mlflow.start_run`, so the driver and the Ray
+actors can write at the same time, each with a `Tracking` of its own. MLflow is imported when one is made: two seconds.
+"""
+
+import json
+import math
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speech.config import format_size
+from sweeps.metrics import check_name
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+STATUS = {  # how a trial ended -> MLflow's word for it. An overflow of /dev/shm is a result, a cell of the table.
+    "completed": "FINISHED",
+    "stopped_early": "FINISHED",
+    "shm_exhausted": "FINISHED",
+    "oom": "FAILED",
+    "timeout": "FAILED",
+    "data_error": "FAILED",
+    "crashed": "FAILED",
+    "interrupted": "KILLED",
+}
+SETTLED = ("completed", "stopped_early", "shm_exhausted")  # these trials are not run again
+
+PARENT = "mlflow.parentRunId"
+_LONGEST = {"param": 6000, "tag": 8000, "name": 250}  # characters; MLflow would cut longer ones too, with a warning in the terminal
+
+
+def resolve_uri(uri: str) -> str:
+    """'sqlite:///mlflow.db' -> 'sqlite:////home/me/mlflow.db': relative to the current directory, once; servers pass unchanged.
+
+    ValueError for a folder or a file: URI, which MLflow no longer takes.
+    """
+    scheme, mark, rest = uri.partition("://")
+    if not mark or scheme == "file":
+        raise ValueError(
+            f"tracking uri {uri!r}: MLflow keeps runs in a database. Write sqlite:///mlflow.db, or a server's http://host:5000"
+        )
+    return f"sqlite:///{Path(rest.removeprefix('/')).absolute()}" if scheme == "sqlite" else uri
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of a resolved sqlite URI; None for a server."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client of the tracker at a resolved URI, without telemetry and without MLflow's chatter on stderr."""
+    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    with warnings.catch_warnings():  # MLflow trips over deprecations of its own dependencies on import and on the first query
+        warnings.simplefilter("ignore")
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def search_all(client: "MlflowClient", experiment_id: str, query: str) -> "list[Run]":
+    """Every run that matches, newest first, past MLflow's page of 1,000."""
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], query, max_results=1000, order_by=["attributes.start_time DESC"], page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def children(client: "MlflowClient", parent: "Run") -> "list[Run]":
+    """The trials of a sweep, every attempt, newest first."""
+    query = f"tags.kind = 'trial' and tags.`{PARENT}` = '{parent.info.run_id}'"
+    return search_all(client, parent.info.experiment_id, query)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'loader': {'num_workers': 4}} -> {'loader.num_workers': 4}; a value that is None is absent."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[prefix + key] = value
+    return flat
+
+
+def written(path: str, value: Any) -> str:
+    """A parameter's value as run names, tags and tables write it: 64M for a size, node where /dev/shm is the node's own."""
+    if path.endswith("shm_size"):
+        return "node" if value is None else format_size(int(value)) if isinstance(value, int | float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """{'loader.num_workers': 'num_workers'}: the last part of each dotted path, or all of it where two would read the same."""
+    paths = list(paths)
+    leaves = [path.rpartition(".")[2] for path in paths]
+    return {path: leaf if leaves.count(leaf) == 1 else path for path, leaf in zip(paths, leaves, strict=True)}
+
+
+def run_name(block: str, swept: Mapping[str, Any], repeat: int) -> str:
+    """'workers · num_workers=4 shm_size=64M · 1'."""
+    short = short_names(swept)
+    values = " ".join(f"{short[path]}={written(path, value)}" for path, value in swept.items())
+    return " · ".join(part for part in (block, values, str(repeat)) if part)[: _LONGEST["name"]]
+
+
+class Tracking:
+    """Writes one experiment. `uri` as in the YAML; `self.uri` is its absolute form, which other processes are to be given."""
+
+    def __init__(self, uri: str, experiment: str):
+        self.uri = resolve_uri(uri)
+        file = database_file(self.uri)
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        self.client = connect(self.uri)
+        artifacts = str(file.parent / "mlartifacts" / experiment) if file else None
+        self.experiment_id = _experiment_id(self.client, experiment, artifacts)
+
+    def start_sweep(self, name: str, yaml_text: str, plan: list[dict[str, Any]], rebuild: str) -> str:
+        """Opens the sweep's parent run, the same one at every launch, and returns its id.
+
+        `plan`: a row a trial, each with its `key`; the tables show the trials whose key is in the latest plan. `rebuild`: the command
+        that prints the tables again, for the run's note.
+        """
+        sweeps = search_all(self.client, self.experiment_id, "tags.kind = 'sweep'")
+        parent = next((run.info.run_id for run in sweeps if run.data.tags["sweep"] == name), None)
+        if parent is None:
+            tags = {"kind": "sweep", "sweep": name}
+            parent = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
+        self.client.update_run(parent, status="RUNNING")
+        note = (
+            f"A sweep of {len(plan)} trials; each child run is one. Its tables are in `tables.md`. To print them again:\n\n    {rebuild}\n"
+        )
+        self.client.set_tag(parent, "mlflow.note.content", note)
+        self.client.log_text(parent, yaml_text, "sweep.yaml")
+        self.client.log_text(parent, json.dumps(plan, indent=1, ensure_ascii=False), "plan.json")
+        return parent
+
+    def finish_sweep(self, parent: str, status: str, tables: str | None = None) -> None:
+        """Closes the parent run. status: FINISHED, FAILED or KILLED; `tables`: the Markdown of tables.md."""
+        if tables is not None:
+            self.client.log_text(parent, tables, "tables.md")
+        self.client.set_terminated(parent, status)
+
+    def trials(self, parent: str) -> "list[Run]":
+        """The child runs of a sweep, every attempt, newest first."""
+        return children(self.client, self.client.get_run(parent))
+
+    def settled_keys(self, parent: str) -> dict[str, str]:
+        """key -> outcome of the latest settled run with that key."""
+        settled: dict[str, str] = {}
+        for run in self.trials(parent):
+            outcome = run.data.tags.get("outcome")
+            if outcome in SETTLED and run.info.status != "RUNNING":
+                settled.setdefault(run.data.tags["key"], outcome)
+        return settled
+
+    def close_orphans(self, parent: str) -> list[str]:
+        """Marks trials that a dead launch left open as interrupted and returns their names."""
+        orphans = [run for run in self.trials(parent) if run.info.status == "RUNNING"]
+        for run in orphans:
+            self.finish_trial(run.info.run_id, "interrupted", "the launch that ran it ended before the trial did", {})
+        return [run.info.run_name for run in orphans]
+
+    def best_ensemble_so_far(self, parent: str, block: str) -> float | None:
+        """Highest ensemble_accuracy among the block's completed trials; None while there is none."""
+        done = [run.data for run in self.trials(parent) if run.data.tags.get("outcome") == "completed"]
+        found = [data.metrics["ensemble_accuracy"] for data in done if data.tags["block"] == block and "ensemble_accuracy" in data.metrics]
+        return max((value for value in found if not math.isnan(value)), default=None)
+
+    def start_trial(
+        self,
+        parent: str,
+        *,
+        key: str,
+        block: str,
+        repeat: int,
+        seed: int,
+        swept: Mapping[str, Any],
+        config: Mapping[str, Any],
+        tags: Mapping[str, Any],
+    ) -> str:
+        """Opens a trial's run and returns its id. swept: dotted path -> value; config: the resolved parameters, nested, sizes in bytes.
+
+        tags: what is known of its surroundings (device, device_name, node, threads, precision, versions, git_commit ...).
+        """
+        own = {"kind": "trial", "key": key, "block": block, "repeat": repeat, "swept": dict(swept), PARENT: parent}
+        columns = {path: written(path, value) for path, value in swept.items()}
+        run = self.client.create_run(
+            self.experiment_id, tags=_texts({**tags, **columns, **own}, "tag"), run_name=run_name(block, swept, repeat)
+        )
+        self._log(run.info.run_id, params=_texts({**flatten(config), "seed": seed, "repeat": repeat}, "param"))
+        return run.info.run_id
+
+    def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float | None]) -> None:
+        """Adds an epoch to the trial's series, in one call. A value that is None was not measured and stays absent."""
+        self._log(run_id, metrics=metrics, step=epoch)
+
+    def log_snapshot(self, run_id: str, cycle: int, metrics: Mapping[str, float | None]) -> None:
+        """Adds a cycle's snapshot to the trial's series."""
+        self._log(run_id, metrics=metrics, step=cycle)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
+        """Writes what became known of a trial after its start, such as the /dev/shm read back inside it."""
+        self._log(run_id, tags=_texts(tags, "tag"))
+
+    def finish_trial(
+        self,
+        run_id: str,
+        outcome: str,
+        evidence: str,
+        summary: Mapping[str, float | None],
+        tags: Mapping[str, Any] | None = None,
+        artifacts: Mapping[str, Path] | None = None,
+    ) -> None:
+        """Writes how a trial ended, its summary and its files, and closes its run last: what is cut short here stays open, an orphan.
+
+        artifacts: path in the run, as 'snapshots/cycle-1.pt' -> local file.
+        """
+        if outcome not in STATUS:
+            raise ValueError(f"outcome {outcome!r} is none of {', '.join(STATUS)}")
+        for place, file in (artifacts or {}).items():
+            self._upload(run_id, place, file)
+        ended = {**(tags or {}), "outcome": outcome, "evidence": evidence}
+        self._log(run_id, metrics=summary, tags=_texts(ended, "tag"))
+        self.client.set_terminated(run_id, STATUS[outcome])
+
+    def _upload(self, run_id: str, place: str, file: Path) -> None:
+        folder, _, name = place.rpartition("/")
+        with tempfile.TemporaryDirectory() as scratch:  # MLflow names an artifact after the local file
+            named = Path(scratch, name)
+            named.symlink_to(file.resolve())
+            self.client.log_artifact(run_id, str(named), folder or None)
+
+    def _log(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float | None] | None = None,
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        step: int = 0,
+    ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = time.time_ns() // 1_000_000
+        values = {check_name(name): value for name, value in (metrics or {}).items() if value is not None}
+        numbers = [Metric(name, _number(value), now, step) for name, value in values.items()]
+        settings = [Param(*pair) for pair in (params or {}).items()]
+        labels = [RunTag(*pair) for pair in (tags or {}).items()]
+        while numbers or settings or labels:  # one call, but for a record beyond MLflow's limits
+            self.client.log_batch(run_id, numbers[:1000], settings[:100], labels[:100])
+            numbers, settings, labels = numbers[1000:], settings[100:], labels[100:]
+
+
+def _number(value: float) -> float:
+    """MLflow stores an infinity as 1.8e308, a number like any other to whoever reads it back; a diverged loss is not a number."""
+    return float(value) if math.isfinite(value) else math.nan
+
+
+def _texts(values: Mapping[str, Any], kind: str) -> dict[str, str]:
+    """Values as MLflow stores them: text, and JSON for all that is not text, cut to MLflow's limit; None is absent."""
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key, value in values.items()
+        if value is not None
+    }
+    return {key: text if len(text) <= _LONGEST[kind] else text[: _LONGEST[kind] - 3] + "..." for key, text in texts.items()}
+
+
+def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> str:
+    """The experiment's id; it is made where it is missing, with its artifacts in the folder given."""
+    from mlflow.exceptions import MlflowException
+
+    if client.get_experiment_by_name(name) is None:
+        try:
+            client.create_experiment(name, artifact_location=artifacts)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process made it in between
+                raise
+    found = client.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        raise ValueError(f"experiment {name!r} was deleted in MLflow. Restore it there, or set tracking.experiment to another name.")
+    return found.experiment_id
