@@ -99,7 +99,7 @@ HEADERS = (
     "best\nsnapshot %",
     "ensemble\n%",
     "long\ncosine %",
-    "ensemble - long cosine\npoints",
+    "ensemble -\ncosine, points",
     "train\ns",
     "n",
 )
@@ -115,11 +115,10 @@ def _table(rows: pd.DataFrame, markdown: bool) -> str:
 
 def _texts(row: Any) -> list[str]:
     if not row.n:
-        return [row.schedule, str(row.cycles), row.outcomes, *[""] * 5, "0"]
+        return [row.schedule, str(row.cycles), *["-"] * 6, "0"]
     accuracies = [_accuracy(getattr(row, column), getattr(row, f"{column}_sd")) for column in ACCURACIES]
     cosine = "-" if math.isnan(row.long_cosine) else f"{100 * row.long_cosine:.1f}"
-    n = f"{row.n} ({row.outcomes})" if row.outcomes else str(row.n)
-    return [row.schedule, str(row.cycles), *accuracies, cosine, _gain(row), _seconds(row.train_s), n]
+    return [row.schedule, str(row.cycles), *accuracies, cosine, _gain(row), _seconds(row.train_s), str(row.n)]
 
 
 def _accuracy(mean: float, sd: float) -> str:
@@ -140,6 +139,7 @@ def _seconds(seconds: float) -> str:
 
 def _caption(rows: pd.DataFrame) -> str:
     lines = ["Mean ± standard deviation over n completed trials; train: median seconds of all epochs."]
+    lines += [f"Not counted, cycles of {row.schedule}: {row.outcomes}." for row in rows.itertuples() if row.outcomes]
     if (rows["cycles"] > 1).any() and rows["long_cosine"].notna().any():
         lines.append(f"Difference: paired over repeats, with its 95 % interval from {FEWEST_PAIRS} repeats on.")
     clips, best = rows["validation_clips"].max(), rows["ensemble"].max()

@@ -1,11 +1,13 @@
 """How a table is put on the page: in a terminal of 100 columns, or as Markdown for the artifact."""
 
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
-from tabulate import tabulate
+import tabulate
 
 WIDTH = 100  # columns of the terminal
+tabulate.MIN_PADDING = 0  # a column is as wide as its widest text; by default headers are given two columns more
 
 WORDS = {
     "shm_exhausted": "overflowed",
@@ -24,8 +26,9 @@ def outcome_words(outcomes: pd.Series, trials: int) -> str:
 def heading(title: str, group: pd.Series, markdown: bool) -> str:
     """What the table shows, and below it what all its trials share. `group` has block, varied and surroundings."""
     title = ", ".join(filter(None, [title, group["block"] and f"block {group['block']}", group["varied"]]))
-    surroundings = group["surroundings"]
-    return f"### {title}\n\n{surroundings}\n" if markdown else f"{title}\n{surroundings}\n"
+    if markdown:
+        return f"### {title}\n\n{group['surroundings']}\n"
+    return f"{textwrap.fill(title, WIDTH)}\n{textwrap.fill(group['surroundings'], WIDTH)}\n"
 
 
 def grid(headers: Sequence[str], rows: Sequence[Sequence[str]], align: Sequence[str], markdown: bool) -> str:
@@ -33,7 +36,7 @@ def grid(headers: Sequence[str], rows: Sequence[Sequence[str]], align: Sequence[
     if markdown:
         headers = [header.replace("\n", " ") for header in headers]
     style = "pipe" if markdown else "simple"
-    return tabulate(rows, headers, style, disable_numparse=True, colalign=align, preserve_whitespace=not markdown)
+    return tabulate.tabulate(rows, headers, style, disable_numparse=True, colalign=align, preserve_whitespace=not markdown)
 
 
 def width(text: str) -> int:

@@ -28,7 +28,8 @@ SURROUNDINGS = ("device", "device_name", "cpu_name", "node", "threads", "precisi
 
 
 def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT) -> pd.DataFrame:
-    """The trials of a sweep, a row a key: its settled attempt, otherwise its latest. Oldest first; no row before the first trial.
+    """The trials of a sweep, a row a key: its settled attempt, otherwise its latest. Oldest first.
+    Before the first trial there is no row, and few columns.
 
     Columns, absent values NaN, None or NA:
         run_id, run_name, key, block, evidence   str
@@ -54,7 +55,7 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
     for run in sorted(attempts, key=_is_settled, reverse=True):  # stable: newest first within settled and unsettled
         kept.setdefault(run.data.tags["key"], run)
     rows = [_row(run) | {"planned": key in plan, "attempts": counts[key]} for key, run in kept.items()]
-    frame = pd.DataFrame(rows, columns=None if rows else ["outcome", "planned", "block"])
+    frame = pd.DataFrame(rows, columns=None if rows else ["run_name", "block", "outcome", "evidence", "planned"])
     if rows:
         frame = frame.sort_values("started", kind="stable", ignore_index=True)
         converted = ["repeat", *(column for column in frame if "." in column)]
@@ -74,7 +75,8 @@ class Comparable(NamedTuple):
 
 def comparable(frame: pd.DataFrame, spread: tuple[str, ...]) -> Iterator[Comparable]:
     """Splits the planned trials by block, by every parameter outside `spread` that varies, and by surroundings."""
-    for block, trials in frame[frame["planned"]].groupby("block", sort=False):
+    planned = frame[frame["planned"].astype(bool)]  # a frame without rows has no types
+    for block, trials in planned.groupby("block", sort=False):
         trials = _with_surroundings(trials)
         varying = [column for column in trials if "." in column and column not in spread and trials[column].nunique(dropna=False) > 1]
         names = short_names(varying)

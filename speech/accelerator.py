@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from speech.config import Device, Model, Pinned, TrialConfig
+from speech.config import Device, Model, Pinned, Precision, TrialConfig
 from speech.learner import Learner
 
 PROBE_BATCH, PROBE_STEPS = 16, 3
@@ -69,11 +69,9 @@ def fastest(config: TrialConfig, shape: tuple[int, int, int], threads: int) -> t
     """
     torch.set_num_threads(threads)
     device = choose(config.device)
-    candidates = [Pinned(threads=threads)]
-    for precision in _half_precisions(device) if config.precision == "auto" else [config.precision]:
-        candidates += [Pinned(threads=threads, precision=precision, channels_last=last) for last in (False, True)]
-    if config.precision != "auto":
-        candidates = candidates[1:]
+    asked = _half_precisions(device) if config.precision == "auto" else [config.precision]
+    candidates = [Pinned(threads=threads)] if config.precision == "auto" else []
+    candidates += [Pinned(threads=threads, precision=precision, channels_last=last) for precision in asked for last in (False, True)]
     seconds = {candidate: _step_seconds(config, candidate, device, shape) for candidate in candidates}
     best = min(candidates, key=lambda candidate: seconds[candidate])
     if seconds[candidates[0]] < FASTER * seconds[best]:
@@ -84,7 +82,7 @@ def fastest(config: TrialConfig, shape: tuple[int, int, int], threads: int) -> t
     return best, f"{best.precision}{layout} on {name_of(device, config.device)}, {threads} threads{against}"
 
 
-def _half_precisions(device: str) -> list[str]:
+def _half_precisions(device: str) -> list[Precision]:
     if device == "cuda":
         return ["bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16"]  # Ampere is the first with bfloat16
     return ["bfloat16"]

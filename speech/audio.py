@@ -130,7 +130,7 @@ def _low_pass(period: int) -> np.ndarray:
     return firwin(2 * ZERO_CROSSINGS * period + 1, 1 / period, window=("kaiser", KAISER_BETA)).astype(np.float32)
 
 
-def _unreadable(path: str | Path, error: Exception) -> str:
+def _unreadable(path: str | Path, error: soundfile.LibsndfileError | OSError) -> str:
     if isinstance(error, soundfile.LibsndfileError):
         return f"{path}: can't be read as audio ({error.error_string.rstrip('.')})"
-    return f"{path}: can't be opened ({error.strerror or error})" if isinstance(error, OSError) else f"{path}: {error}"
+    return f"{path}: can't be opened ({error.strerror})"

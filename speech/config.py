@@ -214,6 +214,7 @@ class Sgdr(Group):
         return self
 
 
+Precision = Literal["float32", "bfloat16", "float16"]
 DeviceName = Literal["cuda", "cpu", "paced"]
 
 
@@ -253,7 +254,7 @@ class TrialConfig(Group):
     optimizer: Optimizer = Optimizer()
     sgdr: Sgdr = Sgdr()
     device: Device = Device(first_of=["cuda", "cpu"])
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: the fastest here, found by a probe")
+    precision: Literal["auto"] | Precision = Field("auto", description="auto: the fastest here, found by a probe")
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -266,7 +267,7 @@ class TrialConfig(Group):
 class Pinned(Group):
     """Decided once per sweep and equal for all its trials, so that no choice of the machine's differs between two cells of a table."""
 
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     channels_last: bool = False
     threads: int = Field(1, ge=1, description="threads of the training process's tensor operations")
     cpus: list[int] | None = Field(None, description="cores the trial may run on; absent: all")

@@ -107,7 +107,9 @@ def scan(root: Path, files: Iterable[str], config: Corpus, report: Report) -> Pr
     faults += _empty_splits(clips, [label for label in labels if label not in (*missing, SILENCE)], labels)
     samples = round(config.seconds * SAMPLE_RATE)
     stretches = [(split, s) for split, s in _stretches(root, [path for path in noises if path in hashes]) if s.samples >= samples]
-    for split in SPLITS if config.silence else ():
+    if config.silence and not noises:
+        faults.append(f"corpus.silence: there are no recordings in {NOISE_FOLDER} to cut from. Add some, or write corpus.silence: 0.")
+    for split in SPLITS if config.silence and noises else ():
         clips += _cut([s for name, s in stretches if name == split], split, samples, config.silence, labels.index(SILENCE), faults)
     if faults:
         raise CorpusError(f"corpus {root} has {len(faults)} fault{'s' * (len(faults) > 1)}:\n" + "\n".join(f"  {f}" for f in faults))

@@ -21,6 +21,8 @@ LOG_FLOOR = 1e-6  # added before every logarithm, as torchaudio's MFCC(log_mels=
 class Picture(torch.nn.Module):
     """(B, S) float waveforms in [-1, 1] -> (B, C, M, T) float32, normalised once `mean` and `deviation` (C, M, 1) are set."""
 
+    linear: torch.Tensor
+    dct: torch.Tensor
     mean: torch.Tensor
     deviation: torch.Tensor
 

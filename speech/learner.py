@@ -23,7 +23,7 @@ class Learner:
         self.device, self.labels = torch.device(device), labels
         self.format = torch.channels_last if pinned.channels_last else torch.contiguous_format
         self.dtype = getattr(torch, pinned.precision)
-        self.model = build(labels, channels, config.model.weights).to(self.device, memory_format=self.format)
+        self.model = build(labels, channels, config.model.weights).to(self.device).to(memory_format=self.format)
         keys = config.optimizer
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=config.sgdr.lr, momentum=keys.momentum, weight_decay=keys.weight_decay, nesterov=keys.momentum > 0

@@ -10,6 +10,7 @@ The sampler hands out (epoch, clip index) pairs, so a persistent worker knows th
 import hashlib
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,12 +22,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from speech.audio import read_clip
 from speech.augment import augment_waveform, draws, mask_picture
 from speech.config import SAMPLE_RATE, TrialConfig, cache_dir
-from speech.corpora import Clip, PreparedCorpus
+from speech.corpora import NOISE_FOLDER, Clip, CorpusError, PreparedCorpus
 from speech.features import Picture, normalised
 
 IMAGE_SIDE = 224  # pixels; what ImageNet networks and the article's pictures use
 IMAGE_CHANNELS = 3
 IMAGE_RANGE = 4.0  # a picture's brightness spans +-4 deviations of its row
+
+# torch advises against more workers than cores; here that is the question
+warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
 
 Key = tuple[int, int]  # (epoch, index of the clip in its split)
 Sample = tuple[torch.Tensor, int]  # picture (C, M, T), label
@@ -45,6 +49,11 @@ def picture_shape(config: TrialConfig) -> tuple[int, int, int]:
 
 def prepare_forms(config: TrialConfig, corpus: PreparedCorpus, report: Callable[[str], None]) -> None:
     """Computes once, before any trial, what trials of this corpus read from the cache: row statistics, and the png form's images."""
+    if config.augment.noise and not corpus.noise:
+        raise CorpusError(
+            f"augment.noise {config.augment.noise:g} mixes in background noise, but {corpus.root} has none: put recordings of at least "
+            f"{config.corpus.seconds:g} s into {NOISE_FOLDER}/, or write augment.noise: 0."
+        )
     picture = _picture(config, corpus)
     folder = image_folder(config, corpus)
     if config.loader.form == "png" and not folder.exists():

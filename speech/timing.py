@@ -7,10 +7,18 @@ a GPU, from the host's clock where the host is the accelerator (cpu) or models o
 
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)
+
+
+class Batches(Protocol[T]):
+    """What a DataLoader is to the loop: a known number of batches."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[T]: ...
+
 
 SPANS = ("start", "fill", "wait", "step", "other")
 STALL_S = 1e-3  # an accelerator idle for longer than this between two steps has stalled
@@ -63,7 +71,7 @@ class Gauge:
         return None
 
 
-def watched(loader: Collection[T], gauge: Gauge) -> Iterator[T]:
+def watched(loader: Batches[T], gauge: Gauge) -> Iterator[T]:
     """The batches of `loader`, `gauge` knowing when the loop waits for one."""
     batches = iter(loader)
     for _ in range(len(loader)):

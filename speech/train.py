@@ -118,7 +118,8 @@ def _learning(trial: Trial, learner: Learner, cycle_steps: list[int], epoch_step
     def learn(batch: Any, epoch: int, step: int) -> tuple[torch.Tensor, None]:
         lr = sgdr.learning_rate(epoch * epoch_steps + step, cycle_steps, keys.lr, keys.lr_min)
         mixup = mixup_weight(alpha, draws(trial.seed, epoch, step, MIXUP_STREAM)) if alpha else 1.0
-        return learner.learn(*batch, lr, mixup), None
+        pictures, labels = batch
+        return learner.learn(pictures, labels, lr, mixup), None
 
     return learn
 

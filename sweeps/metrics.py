@@ -29,7 +29,7 @@ SERIES: dict[str, tuple[str, str]] = {
     "lr": ("1", "learning rate at the epoch's last step"),
     "snapshot/accuracy": ("1", "validation accuracy of the cycle's snapshot alone"),
     "snapshot/ensemble_accuracy": ("1", "validation accuracy of the softmax average of the snapshots so far"),
-    "snapshot/disagreement": ("1", "share of validation clips on which the snapshots so far do not all agree"),
+    "snapshot/disagreement": ("1", "share of validation clips on which two snapshots name different words, mean over pairs"),
 }
 SUMMARY: dict[str, tuple[str, str]] = {
     "epoch_s": ("s", "median of time/epoch_s over the warm epochs"),
@@ -42,6 +42,9 @@ SUMMARY: dict[str, tuple[str, str]] = {
     "accuracy": ("1", "validation accuracy of the last snapshot alone"),
     "best_snapshot_accuracy": ("1", "validation accuracy of the best snapshot alone"),
     "ensemble_accuracy": ("1", "validation accuracy of the softmax average of all snapshots"),
+    "test_accuracy": ("1", "accuracy of the last snapshot on the test split, for the trial chosen on validation"),
+    "test_ensemble_accuracy": ("1", "accuracy of the ensemble on the test split, for the trial chosen on validation"),
+    "test_clips": ("clips", "size of the test split"),
 }
 METRICS = SERIES | SUMMARY  # name -> (unit, meaning)
 

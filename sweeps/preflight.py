@@ -47,7 +47,7 @@ class Node:
 def survey(template: Template, private: bool, log: Path) -> Node:
     """Looks around inside a process tree with a /dev/shm of 1 MiB, or on the node's own one where not `private`."""
     task = Task("look", {}, private, 1 << 20 if private else None)
-    found = _result(template, task, log, "look", ALLOW_NAMESPACES)
+    found = result_of(template, task, log, "look", ALLOW_NAMESPACES)
     return Node(tuple(found["gpus"]), tuple(sorted(os.sched_getaffinity(0))))
 
 
@@ -69,12 +69,12 @@ def pin(template: Template, node: Node, config: SweepConfig, example: TrialConfi
     if node.device(example) == "paced":
         return Pinned(threads=threads, cpus=cpus)
     arguments = {"config": example.model_dump(), "threads": threads}
-    probed = _result(template, Task("probe", arguments, private=False, cpus=cpus), log, "probe", "{problem}")
+    probed = result_of(template, Task("probe", arguments, private=False, cpus=cpus), log, "probe", "{problem}")
     say(f"precision: {probed['line']}")
     return Pinned.model_validate(probed["pinned"] | {"cpus": cpus})
 
 
-def _result(template: Template, task: Task, log: Path, kind: str, message: str) -> Record:
+def result_of(template: Template, task: Task, log: Path, kind: str, message: str) -> Record:
     """The task's one record of `kind`; PreflightError with `message` where an error comes instead."""
     result = None
     for record in template.run(task, log):

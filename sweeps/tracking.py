@@ -37,6 +37,7 @@ STATUS = {  # how a trial ended -> MLflow's word for it. An overflow of /dev/shm
 SETTLED = ("completed", "stopped_early", "shm_exhausted")  # these trials are not run again
 
 PARENT = "mlflow.parentRunId"
+PAGE = 1000  # runs that MLflow is asked for at a time
 _LONGEST = {"param": 6000, "tag": 8000, "name": 250}  # characters; MLflow would cut longer ones too, with a warning in the terminal
 
 
@@ -72,11 +73,11 @@ def connect(uri: str) -> "MlflowClient":
 
 
 def search_all(client: "MlflowClient", experiment_id: str, query: str) -> "list[Run]":
-    """Every run that matches, newest first, past MLflow's page of 1,000."""
+    """Every run that matches, newest first, page by page."""
     runs: list[Run] = []
     token = None
     while True:
-        page = client.search_runs([experiment_id], query, max_results=1000, order_by=["attributes.start_time DESC"], page_token=token)
+        page = client.search_runs([experiment_id], query, max_results=PAGE, order_by=["attributes.start_time DESC"], page_token=token)
         runs += page
         token = page.token
         if not token:
@@ -218,6 +219,10 @@ class Tracking:
     def log_snapshot(self, run_id: str, cycle: int, metrics: Mapping[str, float | None]) -> None:
         """Adds a cycle's snapshot to the trial's series."""
         self._log(run_id, metrics=metrics, step=cycle)
+
+    def log_summary(self, run_id: str, metrics: Mapping[str, float | None]) -> None:
+        """Adds to the summary of a trial that has ended."""
+        self._log(run_id, metrics=metrics)
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Writes what became known of a trial after its start, such as the /dev/shm read back inside it."""

@@ -17,6 +17,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from sweeps.faults import ConfigFaults, Fault, KeyPath, shown, spell
 
 _TAG = "tag:yaml.org,2002:"
+_TEXT = ("str", "timestamp", "merge")  # YAML 1.2's core schema has neither dates nor merge keys, so these are text as well
+_KINDS = {MappingNode: ("map",), SequenceNode: ("seq",), ScalarNode: (*_TEXT, "null", "bool", "int", "float")}
 
 
 @dataclass
@@ -129,9 +131,11 @@ def _read(text: str, name: str, places: dict[KeyPath, int | str], faults: list[F
 def _syntax(error: MarkedYAMLError, text: str, line: int) -> str:
     if "\\t" in str(error.problem):
         return "a tab. YAML indents with spaces: replace it."
-    context = f" ({error.context})" if error.context else ""
-    quoted = text.splitlines()[line - 1].strip() if line <= len(text.splitlines()) else "the end of the file"
-    return f"not YAML: {error.problem}{context}, at {quoted!r}."
+    begun = f" from line {error.context_mark.line + 1}" if error.context_mark else ""
+    context = f" ({error.context}{begun})" if error.context else ""
+    lines = text.splitlines()
+    at = repr(lines[line - 1].strip()) if line <= len(lines) else "the end of the file"
+    return f"not YAML: {error.problem}{context}, at {at}."
 
 
 @dataclass
@@ -143,15 +147,22 @@ class _Plain:
     faults: list[Fault]
 
     def value(self, node: Node, path: KeyPath) -> Any:
-        if isinstance(node, MappingNode) and node.tag == _TAG + "map":
+        kind = str(node.tag).removeprefix(_TAG)
+        if kind not in _KINDS[type(node)]:
+            tag = str(node.tag).replace(_TAG, "!!")
+            self._fault(path, node.start_mark.line + 1, f"the tag {tag} has no meaning here. Remove it.")
+        if isinstance(node, MappingNode):
             return self._mapping(node, path)
-        if isinstance(node, SequenceNode) and node.tag == _TAG + "seq":
-            items = []
-            for i, item in enumerate(node.value):
-                self.places[*path, i] = item.start_mark.line + 1
-                items.append(self.value(item, (*path, i)))
-            return items
-        return self._scalar(node, path)
+        if isinstance(node, SequenceNode):
+            return self._sequence(node, path)
+        return self._scalar(node, kind, path)
+
+    def _sequence(self, node: SequenceNode, path: KeyPath) -> list[Any]:
+        items = []
+        for i, item in enumerate(node.value):
+            self.places[*path, i] = item.start_mark.line + 1
+            items.append(self.value(item, (*path, i)))
+        return items
 
     def _mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
         plain: dict[str, Any] = {}
@@ -160,7 +171,7 @@ class _Plain:
             key, line = key_node.value, key_node.start_mark.line + 1
             if not isinstance(key_node, ScalarNode):
                 self._fault(path, line, "a key must be a word, not a list or a group.")
-            elif str(key_node.tag).removeprefix(_TAG) not in ("str", "timestamp", "merge"):
+            elif str(key_node.tag).removeprefix(_TAG) not in _TEXT:
                 self._fault((*path, key), line, f"this key is not text. Write '{key}', in quotes.")
             elif key in plain:
                 self._fault((*path, key), line, f"written twice; first on line {first_lines[key]}. Keep one.")
@@ -170,26 +181,19 @@ class _Plain:
                 plain[key] = self.value(value_node, (*path, key))
         return plain
 
-    def _scalar(self, node: Node, path: KeyPath) -> Any:
+    def _scalar(self, node: Node, kind: str, path: KeyPath) -> Any:
         construct = self.yaml.constructor
         converters = {
-            "str": lambda node: node.value,
-            "timestamp": lambda node: node.value,  # YAML 1.2's core schema has no dates
             "null": lambda node: None,
             "bool": construct.construct_yaml_bool,
             "int": construct.construct_yaml_int,
             "float": construct.construct_yaml_float,
         }
-        kind = str(node.tag).removeprefix(_TAG)
-        line = node.start_mark.line + 1
-        if kind not in converters or not isinstance(node, ScalarNode):
-            self._fault(path, line, f"the tag {str(node.tag).replace(_TAG, '!!')} has no meaning here. Remove it.")
-            return None
         try:
-            return converters[kind](node)
+            return converters[kind](node) if kind in converters else node.value
         except (ValueError, KeyError):
-            self._fault(path, line, f"{shown(node.value)} can't be read as !!{kind}.")
-            return None
+            self._fault(path, node.start_mark.line + 1, f"{shown(node.value)} can't be read as !!{kind}.")
+            return node.value
 
     def _fault(self, path: KeyPath, line: int, text: str) -> None:
         self.faults.append(Fault(line, spell(path), text))

@@ -1,13 +1,16 @@
 """A real tracker for each test that asks for one, and a way to plant runs in it."""
 
+import functools
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from speech.config import TrialConfig
 from sweeps.tracking import Tracking, connect
+from tests.tones import write_tones
 
 HARDWARE = {"device": "cpu", "device_name": "Planted CPU", "node": "box-1", "threads": 2, "precision": "float32"}
 CONFIG = {
@@ -28,43 +31,82 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tracking(tmp_path: Path, empty_database: Path) -> Tracking:
     """A tracker of its own, at sqlite:///<tmp_path>/mlflow.db."""
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    return Tracking(f"sqlite:///{tmp_path}/mlflow.db", "speech")
+    return tracking_in(tmp_path, empty_database)
 
 
 @pytest.fixture
 def plant(tracking: Tracking) -> Callable[..., str]:
-    """plant(parent, {'loader.num_workers': 4}, epoch_s=3.0): writes a trial as the runner does and returns its run id."""
+    """plant(parent, {'loader.num_workers': 4}, epoch_s=3.0): `plant_trial` in the test's own tracker."""
+    return functools.partial(plant_trial, tracking)
 
-    def plant_trial(
-        parent: str,
-        swept: Mapping[str, Any],
-        repeat: int = 1,
-        outcome: str = "completed",
-        block: str = "workers",
-        key: str | None = None,
-        tags: Mapping[str, Any] | None = None,
-        **summary: float,
-    ) -> str:
-        config = {group: dict(values) for group, values in CONFIG.items()}
-        for path, value in swept.items():
-            group, _, leaf = path.partition(".")
-            config[group][leaf] = value
-        run = tracking.start_trial(
-            parent,
-            key=key or trial_key(block, swept, repeat),
-            block=block,
-            repeat=repeat,
-            seed=41 + repeat,
-            swept=swept,
-            config=config,
-            tags=HARDWARE | dict(tags or {}),
-        )
-        tracking.finish_trial(run, outcome, "planted", summary)
-        return run
 
-    return plant_trial
+def tracking_in(folder: Path, empty_database: Path) -> Tracking:
+    shutil.copy(empty_database, folder / "mlflow.db")
+    return Tracking(f"sqlite:///{folder}/mlflow.db", "speech")
+
+
+def plant_trial(
+    tracking: Tracking,
+    parent: str,
+    swept: Mapping[str, Any],
+    repeat: int = 1,
+    outcome: str = "completed",
+    block: str = "workers",
+    key: str | None = None,
+    tags: Mapping[str, Any] | None = None,
+    **summary: float,
+) -> str:
+    """Writes a trial as the runner does, with `summary` as its figures, and returns its run id."""
+    config = {group: dict(values) for group, values in CONFIG.items()}
+    for path, value in swept.items():
+        group, _, leaf = path.partition(".")
+        config[group][leaf] = value
+    run = tracking.start_trial(
+        parent,
+        key=key or trial_key(block, swept, repeat),
+        block=block,
+        repeat=repeat,
+        seed=41 + repeat,
+        swept=swept,
+        config=config,
+        tags=HARDWARE | dict(tags or {}),
+    )
+    tracking.finish_trial(run, outcome, "planted", summary)
+    return run
 
 
 def trial_key(block: str, swept: Mapping[str, Any], repeat: int) -> str:
     return f"{block} {sorted(swept.items())} {repeat}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests prepare lies in a cache that ends with them, never in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The planted corpus of tests/tones.py: 2 words, 12 clips each, 6 + 3 + 3."""
+    return write_tones(tmp_path_factory.mktemp("corpus") / "tones")
+
+
+@pytest.fixture(scope="session")
+def tone_trial(tones: Path) -> Callable[..., TrialConfig]:
+    """tone_trial(loader={'num_workers': 2}): a small trial on the planted corpus, groups overridden key by key."""
+
+    def config(**groups: Any) -> TrialConfig:
+        small: dict[str, Any] = {
+            "corpus": {"name": "folder", "path": str(tones), "words": ["low", "high"]},
+            "features": {"n_mels": 16, "hop_ms": 25.0},
+            "loader": {"batch_size": 4},
+            "sgdr": {"epochs": 1},
+            "device": "cpu",
+        }
+        for name, value in groups.items():
+            small[name] = small.get(name, {}) | value if isinstance(value, dict) and name != "device" else value
+        return TrialConfig.model_validate(small)
+
+    return config

@@ -1,0 +1,60 @@
+"""python launch.py sweep.yaml: runs a sweep and prints its tables. Flags and exit codes; the work is in sweeps/ and analysis/.
+
+Exit codes: 0 every trial settled; 1 some trial failed; 2 faults in the YAML; 3 preflight, or another launch holds the sweep;
+130 interrupted.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from sweeps.config import ConfigFaults, SweepConfig, load
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Run a sweep of audio classifiers and print its tables.")
+    parser.add_argument("sweep", type=Path, help="the sweep's YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as parameters.sgdr.epochs=3")
+    parser.add_argument("--test", action="store_true", help="read the test split once, with the best ensemble on validation")
+    flags = parser.parse_args(arguments)
+    try:
+        config = load(flags.sweep, flags.set)
+    except ConfigFaults as faults:
+        print(faults, file=sys.stderr)
+        return 2
+    try:
+        return launch(config, flags.sweep, flags.test)
+    except KeyboardInterrupt:
+        print("\nInterrupted. Settled trials are kept; the same command runs the rest.", file=sys.stderr)
+        return 130
+
+
+def launch(config: SweepConfig, path: Path, test: bool) -> int:
+    """Runs a checked sweep to its tables; returns the exit code."""
+    # Imported here: a faulty file is answered in a second, without MLflow
+    from analysis.tables import rebuild_command, render
+    from speech.sources import CorpusError
+    from sweeps import holdout, sweep
+    from sweeps.preflight import PreflightError
+
+    where = config.name, config.tracking.uri, config.tracking.experiment
+    status, tables = "KILLED", None
+    try:
+        with sweep.opened(config, path.read_text(), rebuild_command(*where), print) as opened:
+            print(sweep.heading(opened))
+            try:
+                failed = sweep.run(opened, print)
+                status, tables = "FAILED" if failed else "FINISHED", render(*where, markdown=True)
+                print("\n" + render(*where))
+                if test:
+                    holdout.read(opened, print)
+            finally:
+                opened.tracking.finish_sweep(opened.parent, status, tables)
+    except (PreflightError, CorpusError) as problem:
+        print(problem, file=sys.stderr)
+        return 3
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The test split: read once, by the ensemble that was best on validation.
+
+What a sweep compares is validation accuracy; the best of many is flattering by choice. `--test` reads the held-out split with that
+one ensemble, from the snapshots its run keeps. The answer is written down there; asking again reads the record, not the split, and a tag
+of the sweep counts how often the split has been read.
+"""
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from scipy.stats import binomtest
+
+from speech.config import Pinned, Trial
+from sweeps.isolation import Task
+from sweeps.preflight import PreflightError, Say, result_of
+from sweeps.sweep import Sweep
+from sweeps.tracking import run_name
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+def read(sweep: Sweep, say: Say) -> None:
+    """Says the test accuracy of the sweep's best ensemble, with its 95 % interval. PreflightError where there is none."""
+    run = _best(sweep)
+    name = run.info.run_name
+    if "test_ensemble_accuracy" not in run.data.metrics:
+        reads = int(sweep.tracking.client.get_run(sweep.parent).data.tags.get("test_reads", "0")) + 1
+        sweep.tracking.set_tags(sweep.parent, {"test_reads": reads})  # counted first: a reading that fails half-way has seen the split
+        run = _measure(sweep, run)
+        say(f"test split read, {'once' if reads == 1 else f'{reads} times by now'}; the answer is kept with the trial")
+    metrics = run.data.metrics
+    accuracy, clips = metrics["test_ensemble_accuracy"], int(metrics["test_clips"])
+    say(f"test accuracy of the best ensemble on validation, {name}: {interval(round(accuracy * clips), clips)}")
+    say(f"its last snapshot alone: {interval(round(metrics['test_accuracy'] * clips), clips)}")
+
+
+def interval(correct: int, clips: int) -> str:
+    """'90.5 % (447 of 494; 95 % interval 87.6 to 92.8)': Wilson's interval of a proportion."""
+    low, high = binomtest(correct, clips).proportion_ci(method="wilson")
+    return f"{100 * correct / clips:.1f} % ({correct} of {clips}; 95 % interval {100 * low:.1f} to {100 * high:.1f})"
+
+
+def _best(sweep: Sweep) -> "Run":
+    """The run with the highest validation accuracy of its ensemble; of equals the one trained faster."""
+    planned = {trial.key for trial in sweep.plan.trials}
+    runs = [run for run in sweep.tracking.trials(sweep.parent) if run.data.tags["key"] in planned]
+    learned = [run for run in runs if "ensemble_accuracy" in run.data.metrics]
+    if not learned:
+        raise PreflightError(
+            "--test: no trial of this sweep has learned anything yet, so there is no ensemble to read the test split with."
+        )
+    return max(learned, key=lambda run: (run.data.metrics["ensemble_accuracy"], -run.data.metrics["train_s"]))
+
+
+def _measure(sweep: Sweep, run: "Run") -> "Run":
+    """Reads the split with the snapshots that the run keeps, and writes the answer to it."""
+    spec = next(trial for trial in sweep.plan.trials if trial.key == run.data.tags["key"])
+    folder = sweep.folder / "test"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    kept = {artifact.path for artifact in sweep.tracking.client.list_artifacts(run.info.run_id, "snapshots")}
+    cycles = len(spec.config.sgdr.cycles())
+    if len(kept) < cycles:
+        name = run_name(spec.block, spec.swept, spec.repeat)
+        raise PreflightError(f"--test: {name} keeps {len(kept)} of its {cycles} snapshots. Run the sweep with snapshots.keep: best or all.")
+    for path in kept:
+        sweep.tracking.client.download_artifacts(run.info.run_id, path, str(folder))
+    trial = Trial(config=spec.config, seed=spec.seed, pinned=_pinned(run.data.tags), folder=str(folder / "snapshots"))
+    task = Task("test", trial.model_dump(), private=False)
+    answer = result_of(sweep.template, task, folder / "stderr.log", "test", "--test: {problem}")
+    names = {"accuracy": "test_accuracy", "ensemble_accuracy": "test_ensemble_accuracy", "clips": "test_clips"}
+    sweep.tracking.log_summary(run.info.run_id, {new: answer[old] for old, new in names.items()})
+    shutil.rmtree(folder)
+    return sweep.tracking.client.get_run(run.info.run_id)
+
+
+def _pinned(tags: dict[str, Any]) -> Pinned:
+    """As the trial itself was computed."""
+    return Pinned(precision=tags["precision"], channels_last=tags["channels_last"] == "true", threads=int(tags["threads"]))

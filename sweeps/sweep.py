@@ -1,0 +1,206 @@
+"""One launch of a sweep, from its configuration to the last trial: preflight, plan, run.
+
+A trial that is settled in the tracker is not run again, so launching a file again runs what is new, and what failed. Nothing is
+printed here but through `say`, a line at a time.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from speech import corpora
+from sweeps import preflight, runner
+from sweeps.config import SweepConfig
+from sweeps.isolation import Template
+from sweeps.plan import Plan, TrialSpec, plan
+from sweeps.preflight import Node, PreflightError, Say
+from sweeps.relay import Launch
+from sweeps.tracking import Tracking, run_name
+
+WORK_FOLDER = Path(".sweeps")  # what is under way; a trial's folder goes when MLflow has its files
+VERSIONS = ("torch", "torchvision", "torchaudio", "ray", "mlflow")
+
+
+@dataclass
+class Sweep:
+    """A launch that has been checked and planned: what is settled, and what is left to run."""
+
+    config: SweepConfig
+    tracking: Tracking
+    parent: str  # run id
+    plan: Plan
+    settled: dict[str, str]  # key -> outcome
+    folder: Path
+    node: Node
+    template: Template
+
+    @property
+    def left(self) -> list[TrialSpec]:
+        return [trial for trial in self.plan.trials if trial.key not in self.settled]
+
+
+@contextmanager
+def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[Sweep]:
+    """Preflight and plan. Raises PreflightError or CorpusError before anything is started.
+
+    `text`: the YAML; `rebuild`: the command that prints its tables again.
+    """
+    tracking = _tracking(config)
+    folder = (WORK_FOLDER / config.name).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _held(folder), _template() as template:
+        node = preflight.survey(template, config.resources.shm == "private", folder / "preflight.log")
+        made = plan(config, lambda corpus: corpora.prepare(corpus, say).fingerprint)
+        trials = made.trials
+        for trial in trials:
+            node.device(trial.config)
+        preflight.prepare(template, [trial.config for trial in trials], folder / "preflight.log", say)
+        rows = [{"key": t.key, "block": t.block, "repeat": t.repeat, "swept": t.swept} for t in trials]
+        parent = tracking.start_sweep(config.name, text, rows, rebuild)
+        tracking.close_orphans(parent)
+        known = tracking.settled_keys(parent)
+        settled = {t.key: known[t.key] for t in trials if t.key in known}
+        yield Sweep(config, tracking, parent, made, settled, folder, node, template)
+
+
+def heading(sweep: Sweep) -> str:
+    """What is about to run, what is settled already, and what was left out and why."""
+    counts = Counter(trial.block for trial in sweep.plan.trials)
+    blocks = ", ".join(f"{count} in {block}" for block, count in counts.items())
+    lines = [f"{sweep.config.name}: {len(sweep.plan.trials)} trials ({blocks}), {len(sweep.settled)} settled, {len(sweep.left)} to run"]
+    return "\n".join(lines + [str(removed) for removed in sweep.plan.removed])
+
+
+def run(sweep: Sweep, say: Say) -> list[TrialSpec]:
+    """Runs what is left of the sweep; returns the trials that are still not settled after it."""
+    left = sweep.left
+    if left:
+        launch = _launch(sweep, say)
+        settled = _counter(sweep, say)
+        runner.run(left, launch, sweep.node, _request(sweep, left), settled)
+        sweep.tracking.close_orphans(sweep.parent)
+        sweep.settled |= sweep.tracking.settled_keys(sweep.parent)
+    return sweep.left
+
+
+def _launch(sweep: Sweep, say: Say) -> Launch:
+    config = sweep.config
+    examples = {trial.block: trial.config for trial in reversed(sweep.plan.trials)}
+    log = sweep.folder / "preflight.log"
+    pinned = {block: preflight.pin(sweep.template, sweep.node, config, example, log, say) for block, example in examples.items()}
+    return Launch(
+        tracking_uri=sweep.tracking.uri,
+        experiment=config.tracking.experiment,
+        parent=sweep.parent,
+        folder=sweep.folder,
+        private_shm=config.resources.shm == "private",
+        keep=config.snapshots.keep,
+        provenance=provenance(),
+        pinned=pinned,
+    )
+
+
+def _request(sweep: Sweep, left: list[TrialSpec]) -> dict[str, float]:
+    """Ray resources of every trial: the whole node's cores where trials hold it alone."""
+    asked = sweep.config.resources
+    cores = len(sweep.node.cpus)
+    on_gpu = any(sweep.node.device(trial.config) == "cuda" for trial in left)
+    cpus = cores if asked.exclusive_node or asked.cpus == "auto" else asked.cpus
+    gpus = float(on_gpu) if asked.gpus == "auto" else asked.gpus
+    if cpus > cores or gpus > len(sweep.node.gpus):
+        raise PreflightError(
+            f"resources: a trial asks for {cpus} cores and {gpus:g} GPUs; this machine has {cores} and {len(sweep.node.gpus)}. "
+            "Write auto, or what it has."
+        )
+    return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+
+
+def _counter(sweep: Sweep, say: Say) -> Callable[[TrialSpec, dict[str, Any]], None]:
+    """Says a line for each trial that ends."""
+    total, ended = len(sweep.plan.trials), len(sweep.settled)
+    width = max(len(run_name(t.block, t.swept, t.repeat)) for t in sweep.plan.trials)
+
+    def settled(spec: TrialSpec, result: dict[str, Any]) -> None:
+        nonlocal ended
+        ended += 1
+        name = run_name(spec.block, spec.swept, spec.repeat)
+        say(f"{ended:>{len(str(total))}}/{total}  {name:<{width}}  {_told(result)}")
+
+    return settled
+
+
+def _told(result: dict[str, Any]) -> str:
+    if "lost" in result:
+        return f"lost: {result['lost']}"
+    summary, outcome = result["summary"], result["outcome"]
+    if outcome != "completed":
+        return f"{outcome}: {result['evidence']}"
+    parts = [f"{summary['epoch_s']:6.2f} s an epoch"] if "epoch_s" in summary else []
+    if "ensemble_accuracy" in summary:
+        parts.append(f"ensemble {100 * summary['ensemble_accuracy']:.1f} %, last snapshot {100 * summary['accuracy']:.1f} %")
+    return ", ".join(parts)
+
+
+def failures(sweep: Sweep) -> list[str]:
+    """A line for each trial that is not settled: its name, how its latest attempt ended, and where its log is."""
+    latest: dict[str, Any] = {}
+    for attempt in sweep.tracking.trials(sweep.parent):
+        latest.setdefault(attempt.data.tags["key"], attempt)
+    lines = []
+    for trial in sweep.left:
+        tags = latest[trial.key].data.tags if trial.key in latest else {"outcome": "not started", "evidence": "the launch ended before"}
+        lines.append(f"{run_name(trial.block, trial.swept, trial.repeat)}  {tags.get('outcome')}: {tags.get('evidence')}")
+    return lines
+
+
+def provenance() -> dict[str, Any]:
+    """Tags that say what ran: library versions and the commit of this checkout."""
+    git = shutil.which("git")
+    described = None
+    if git:
+        root = Path(__file__).resolve().parent.parent
+        answer = subprocess.run([git, "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+        described = answer.stdout.strip() or None
+    return {"versions": {name: version(name) for name in VERSIONS}, "git_commit": described}
+
+
+def _tracking(config: SweepConfig) -> Tracking:
+    try:
+        return Tracking(config.tracking.uri, config.tracking.experiment)
+    except Exception as error:  # MLflow and its database drivers raise types of their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PreflightError(f"tracking.uri {config.tracking.uri} can't be used: {reason}") from error
+
+
+@contextmanager
+def _template() -> Iterator[Template]:
+    template = Template()
+    try:
+        yield template
+    finally:
+        template.close()
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """One launch of a sweep at a time on this machine; the lock goes with the process, however it ends."""
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise PreflightError(
+                f"process {lock.read().strip()} runs this sweep already. Wait for it, or give this one another name."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

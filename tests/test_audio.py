@@ -1,0 +1,112 @@
+"""Reading clips, against sines known in closed form and against scipy's FFT resampler."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from scipy import signal
+
+from speech.audio import BadClip, check_clip, fit, length, read_clip, resample
+from speech.config import SAMPLE_RATE
+
+INTERIOR = slice(400, -400)  # where the filter sees no end of the clip
+
+
+def sine(frequency_hz: float, rate: int, seconds: float = 1.0) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * frequency_hz * np.arange(round(rate * seconds)) / rate)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize(("depth", "tolerance"), [("PCM_U8", 0.01), ("PCM_16", 1e-3), ("PCM_24", 1e-3), ("PCM_32", 1e-3), ("FLOAT", 1e-3)])
+def test_every_rate_and_depth_gives_the_same_sine(tmp_path: Path, rate: int, depth: str, tolerance: float) -> None:
+    soundfile.write(tmp_path / "a.wav", sine(440, rate), rate, subtype=depth)
+    clip = read_clip(tmp_path / "a.wav", SAMPLE_RATE)
+    assert (clip.dtype, clip.shape) == (np.float32, (SAMPLE_RATE,))
+    assert np.abs(clip - sine(440, SAMPLE_RATE))[INTERIOR].max() < tolerance
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_channels_are_averaged(tmp_path: Path, rate: int) -> None:
+    soundfile.write(tmp_path / "a.wav", np.stack([sine(300, rate), sine(1_700, rate)], axis=1), rate, subtype="PCM_24")
+    expected = (sine(300, SAMPLE_RATE) + sine(1_700, SAMPLE_RATE)) / 2
+    assert np.abs(read_clip(tmp_path / "a.wav", SAMPLE_RATE) - expected)[INTERIOR].max() < 1e-3
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_resampling_agrees_with_the_fft_on_band_limited_noise(rate: int) -> None:
+    spectrum = np.zeros(rate // 2 + 1, complex)
+    rng = np.random.default_rng(0)
+    spectrum[50:3_000] = rng.standard_normal(2_950) + 1j * rng.standard_normal(2_950)  # 50 to 3000 Hz in one second
+    noise = np.fft.irfft(spectrum, rate)
+    noise /= np.abs(noise).max()
+    resampled = resample(noise, rate)
+    assert np.abs(resampled - signal.resample(noise, SAMPLE_RATE))[INTERIOR].max() < 2e-3
+
+
+def test_what_the_lower_rate_cannot_hold_is_filtered_out() -> None:
+    assert np.abs(resample(sine(9_500, 44_100), 44_100))[INTERIOR].max() < 1e-3
+    assert np.abs(resample(sine(6_500, 44_100), 44_100))[INTERIOR].max() == pytest.approx(0.5, rel=0.01)
+
+
+@pytest.mark.parametrize(("given", "wanted", "peak"), [(5, 9, 4), (9, 5, 2), (4, 7, 3), (7, 4, 2), (6, 6, 3)])
+def test_fit_keeps_the_centre_in_the_centre(given: int, wanted: int, peak: int) -> None:
+    waveform = np.zeros(given)
+    waveform[given // 2] = 1
+    fitted = fit(waveform, wanted)
+    assert len(fitted) == wanted
+    assert fitted.sum() == 1
+    assert fitted.argmax() == peak
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (8_000, 1), (44_100, 2), (48_000, 1), (22_050, 2)])
+@pytest.mark.parametrize("start", [0, 1, 4_321, 31_999])
+def test_a_stretch_is_what_the_whole_file_holds_there(tmp_path: Path, rate: int, channels: int, start: int) -> None:
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(1).uniform(-0.5, 0.5, (3 * rate, channels)), rate)
+    whole = read_clip(tmp_path / "a.wav", 3 * SAMPLE_RATE)
+    assert length(tmp_path / "a.wav") == 3 * SAMPLE_RATE
+    assert np.allclose(read_clip(tmp_path / "a.wav", 16_000, start=start), whole[start : start + 16_000], atol=1e-6)
+
+
+def test_a_stretch_past_the_end_is_an_error(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", sine(440, 16_000), 16_000)
+    with pytest.raises(BadClip, match=r"a\.wav.*reach past its 16,000"):
+        read_clip(tmp_path / "a.wav", 16_000, start=1)
+    with pytest.raises(BadClip, match="reach past"):
+        read_clip(tmp_path / "a.wav", 100, start=-1)
+
+
+def test_check_returns_the_hash_of_the_bytes(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", sine(440, 16_000), 16_000)
+    assert check_clip(tmp_path / "a.wav") == hashlib.sha256((tmp_path / "a.wav").read_bytes()).hexdigest()
+
+
+def test_every_kind_of_bad_file_is_named_with_what_is_wrong(tmp_path: Path) -> None:
+    good, rng = tmp_path / "good.wav", np.random.default_rng(2)
+    soundfile.write(good, rng.uniform(-1, 1, 1_000), 16_000)
+    faults = {
+        "empty": "0 bytes",
+        "text": "can't be read",
+        "no_samples": "no samples",
+        "cut_off": "cut off",
+        "nan": "not numbers",
+        "gone": "No such",
+    }
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "text.wav").write_text("these are words, not sound, and more than a header's worth of them")
+    soundfile.write(tmp_path / "no_samples.wav", np.zeros(0), 16_000)
+    (tmp_path / "cut_off.wav").write_bytes(good.read_bytes()[:1_000])
+    soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), 16_000, subtype="FLOAT")
+    for name, what in faults.items():
+        with pytest.raises(BadClip, match=what) as caught:
+            check_clip(tmp_path / f"{name}.wav")
+        assert str(caught.value).startswith(f"{tmp_path / name}.wav: ")
+    for name in ("empty", "text", "no_samples", "gone"):
+        with pytest.raises(BadClip):
+            read_clip(tmp_path / f"{name}.wav", 16_000)
+
+
+def test_a_bad_clip_survives_the_way_from_a_loader_worker() -> None:
+    assert str(pickle.loads(pickle.dumps(BadClip("a.wav: empty")))) == "a.wav: empty"

@@ -1,0 +1,292 @@
+"""The scanner on planted folders: every split, pool, cut and fault is known beforehand."""
+
+import hashlib
+import multiprocessing
+import os
+import re
+import shutil
+import tarfile
+import wave
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speech import corpora
+from speech.config import Corpus
+from speech.corpora import SPLITS, CorpusError, PreparedCorpus, prepare
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "speech_commands_subset"
+SPEAKERS = [f"speaker{number}" for number in range(40)]
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "speech-sweeps"
+
+
+def write_wav(path: Path, samples: int = 1_600, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(np.random.default_rng(seed).integers(-9_000, 9_000, samples, dtype=np.int16).tobytes())
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Words a, b, c and d, spoken once by each of 40 speakers; two noises of 20 and 40 s."""
+    root = tmp_path / "tree"
+    for word in "abcd":
+        for number, speaker in enumerate(SPEAKERS):
+            write_wav(root / word / f"{speaker}_nohash_0.wav", seed=ord(word) * 1_000 + number)
+    for name, seconds in (("hum", 20), ("rain", 40)):
+        write_wav(root / "_background_noise_" / f"{name}.wav", 16_000 * seconds, seed=seconds)
+    return root
+
+
+def prepared(root: Path, **keys: object) -> PreparedCorpus:
+    return prepare(Corpus.model_validate({"name": "folder", "path": str(root), **keys}), quiet)
+
+
+def which_set(speaker: str) -> str:
+    """Warden's which_set, from the README of the Speech Commands archive, in its own words."""
+    max_num_wavs_per_class = 2**27 - 1
+    hash_name_hashed = hashlib.sha1(speaker.encode("utf-8")).hexdigest()
+    percentage_hash = (int(hash_name_hashed, 16) % (max_num_wavs_per_class + 1)) * (100.0 / max_num_wavs_per_class)
+    if percentage_hash < 10:
+        return "validation"
+    if percentage_hash < 20:
+        return "testing"
+    return "training"
+
+
+def speakers(corpus: PreparedCorpus, split: str) -> set[str]:
+    return {clip.speaker for clip in corpus.split(split)}
+
+
+def test_without_lists_speakers_are_split_as_warden_does(tree: Path) -> None:
+    corpus = prepared(tree)
+    assert corpus.labels == ("a", "b", "c", "d")
+    assert len(corpus.clips) == 160
+    assert all(
+        clip.split == which_set(clip.speaker) and clip.path == f"{'abcd'[clip.label]}/{clip.speaker}_nohash_0.wav" for clip in corpus.clips
+    )
+    assert [clip.path for clip in corpus.clips] == sorted(clip.path for clip in corpus.clips)
+    counts = Counter(corpora.split_by_hash(f"s{number}") for number in range(10_000))
+    assert (counts["validation"], counts["testing"]) == (pytest.approx(1_000, abs=120), pytest.approx(1_000, abs=120))
+
+
+def test_the_lists_decide_and_take_a_speakers_other_clips_along(tree: Path) -> None:
+    (tree / "validation_list.txt").write_text("".join(f"{word}/speaker1_nohash_0.wav\n" for word in "abcd"))
+    (tree / "testing_list.txt").write_text("".join(f"{word}/speaker2_nohash_0.wav\r\n" for word in "abc") + "gone/x_nohash_0.wav\n\n")
+    lines: list[str] = []
+    corpus = prepare(Corpus(name="folder", path=str(tree)), lines.append)
+    assert speakers(corpus, "validation") == {"speaker1"}
+    assert speakers(corpus, "testing") == {"speaker2"}
+    assert len(corpus.split("testing")) == 4
+    assert any(line.startswith("1 clips in neither list") for line in lines)
+
+
+def test_kaggles_lists_lie_beside_the_folder_audio(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "kaggle" / "train").mkdir(parents=True)
+    audio = tree.rename(tmp_path / "kaggle" / "train" / "audio")
+    (audio.parent / "validation_list.txt").write_text("".join(f"{word}/speaker1_nohash_0.wav\n" for word in "abcd"))
+    (audio.parent / "testing_list.txt").write_text("".join(f"{word}/speaker2_nohash_0.wav\n" for word in "abcd"))
+    for path in (audio, tmp_path / "kaggle"):
+        corpus = prepared(path)
+        assert corpus.root == audio
+        assert speakers(corpus, "validation") == {"speaker1"}
+        assert speakers(corpus, "testing") == {"speaker2"}
+
+
+def test_lists_that_tear_a_speaker_apart_are_a_fault(tree: Path) -> None:
+    (tree / "validation_list.txt").write_text("a/speaker1_nohash_0.wav\n")
+    (tree / "testing_list.txt").write_text("b/speaker1_nohash_0.wav\n")
+    with pytest.raises(
+        CorpusError, match=r"'speaker1': a/speaker1_nohash_0.wav in validation_list.txt, b/speaker1_nohash_0.wav in testing_list.txt"
+    ):
+        prepared(tree)
+
+
+def test_the_speaker_is_what_the_expression_finds() -> None:
+    assert corpora.speaker_of("yes/ab12_nohash_3.wav", "^(.+?)_nohash_") == "ab12"
+    assert corpora.speaker_of("yes/alice.wav", "^(.+?)_nohash_") == "alice"
+    assert corpora.speaker_of("yes/take3-bob.wav", r"-(\w+)\.") == "bob"
+
+
+def test_unknown_is_pooled_evenly_and_never_holds_a_chosen_word(tree: Path) -> None:
+    corpus = prepared(tree, words=["b", "a"], unknown=3)
+    assert corpus.labels == ("b", "a", "unknown")
+    pooled = [clip for clip in corpus.clips if corpus.labels[clip.label] == "unknown"]
+    assert {split: sum(clip.split == split for clip in pooled) for split in SPLITS} == dict.fromkeys(SPLITS, 3)
+    words = Counter((clip.split, clip.path[0]) for clip in pooled)
+    assert {word for _, word in words} == {"c", "d"}
+    assert sorted(words.values()) == [1, 1, 1, 2, 2, 2]
+    assert all(clip.split == which_set(clip.speaker) for clip in pooled)
+
+
+def test_silence_is_cut_from_disjoint_stretches(tree: Path) -> None:
+    corpus = prepared(tree, words=["a", "b"], silence=12)
+    cuts = [clip for clip in corpus.clips if corpus.labels[clip.label] == "silence"]
+    spans: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for cut in cuts:
+        assert cut.start is not None
+        spans.setdefault((cut.path, cut.split), []).append((cut.start, cut.start + 16_000))
+    assert Counter(clip.split for clip in cuts) == dict.fromkeys(SPLITS, 12)
+    for name, seconds in (("hum", 20), ("rain", 40)):
+        path, total = f"_background_noise_/{name}.wav", 16_000 * seconds
+        assert min(start for start, _ in spans[path, "training"]) >= 0
+        assert max(end for _, end in spans[path, "training"]) <= 0.8 * total <= min(start for start, _ in spans[path, "validation"])
+        assert max(end for _, end in spans[path, "validation"]) <= 0.9 * total <= min(start for start, _ in spans[path, "testing"])
+        assert max(end for _, end in spans[path, "testing"]) <= total
+        assert (path, 0, round(0.8 * total)) in corpus.noise
+    starts = sorted(start for start, _ in spans["_background_noise_/rain.wav", "training"])
+    assert max(np.diff(starts)) - min(np.diff(starts)) <= 1
+
+
+def test_silence_needs_enough_noise(tree: Path) -> None:
+    with pytest.raises(CorpusError, match=r"validation's share of _background_noise_ gives 40 cuts, not 50. Write corpus.silence: 40"):
+        prepared(tree, silence=50)
+    shutil.rmtree(tree / "_background_noise_")
+    with pytest.raises(CorpusError, match=r"no recordings in _background_noise_"):
+        prepared(tree, silence=1)
+
+
+def test_all_faults_come_at_once_with_what_to_do(tree: Path) -> None:
+    for path in (tree / "b").iterdir():
+        if which_set(path.name.split("_nohash_")[0]) == "testing":
+            path.unlink()
+    (tree / "a" / "speaker3_nohash_0.wav").write_bytes(b"")
+    (tree / "a" / "speaker4_nohash_0.wav").write_bytes(b"RIFF")
+    with pytest.raises(CorpusError) as caught:
+        prepared(tree, words=["a", "b", "cc"], unknown=1, silence=500)
+    message = str(caught.value)
+    assert "has 6 faults" in message
+    for part in (
+        "'cc' has no folder with .wav files. Did you mean c?",
+        "'b' in testing",
+        "a/speaker3_nohash_0.wav: the file is empty (0 bytes)",
+        "a/speaker4_nohash_0.wav: can't be read as audio",
+        "2 of ",
+        "on_bad_clip: skip",
+        "gives 40 cuts, not 500",
+    ):
+        assert part in message
+
+
+def test_a_bad_clip_is_left_out_and_counted_on_request(tree: Path) -> None:
+    whole = prepared(tree)
+    for number in range(12):
+        (tree / "a" / f"broken{number}.wav").write_bytes(b"not sound")
+    with pytest.raises(CorpusError, match=r"(?s)12 of 174 files.*broken0\.wav.*and 2 more"):
+        prepared(tree)
+    corpus = prepared(tree, on_bad_clip="skip")
+    assert len(corpus.skipped) == 12
+    assert corpus.skipped[0].startswith("a/broken0.wav: can't be read as audio")
+    assert (corpus.clips, corpus.fingerprint) == (whole.clips, whole.fingerprint)
+
+
+@pytest.mark.parametrize("make", ["nothing", "empty", "noise"])
+def test_a_folder_without_clips_is_named(tmp_path: Path, make: str) -> None:
+    if make != "nothing":
+        (tmp_path / "x").mkdir()
+    if make == "noise":
+        write_wav(tmp_path / "x" / "_background_noise_" / "hum.wav")
+    with pytest.raises(CorpusError, match=re.escape(str(tmp_path / "x"))):
+        prepared(tmp_path / "x")
+
+
+def test_a_word_called_like_a_label_is_a_fault(tree: Path) -> None:
+    (tree / "d").rename(tree / "unknown")
+    with pytest.raises(CorpusError, match="a word is called 'unknown' too"):
+        prepared(tree, words=["a", "unknown"], unknown=2)
+
+
+def test_the_fingerprint_names_the_content(tree: Path, tmp_path: Path) -> None:
+    first = prepared(tree, words=["a", "b"])
+    moved = shutil.copytree(tree, tmp_path / "elsewhere")
+    assert prepared(moved, words=["a", "b"]).fingerprint == first.fingerprint
+    assert prepared(moved, words=["b", "a"]).fingerprint == first.fingerprint
+    write_wav(moved / "c" / "speaker0_nohash_0.wav", seed=99)  # not a chosen word
+    assert prepared(moved, words=["a", "b"]).fingerprint == first.fingerprint
+    write_wav(moved / "a" / "speaker0_nohash_0.wav", seed=99)
+    assert prepared(moved, words=["a", "b"]).fingerprint != first.fingerprint
+
+
+def test_the_manifest_is_used_until_a_file_changes(tree: Path, cache: Path) -> None:
+    first = prepared(tree, silence=3)
+    lines: list[str] = []
+    config = Corpus(name="folder", path=str(tree), silence=3)
+    assert prepare(config, lines.append) == first
+    assert lines == []
+    path = tree / "a" / "speaker0_nohash_0.wav"
+    write_wav(path, seed=99)  # as long as before; only the time tells
+    os.utime(path, ns=(1, 1))
+    assert prepare(config, lines.append).fingerprint != first.fingerprint
+    assert len(lines) == 1
+    (tree / "validation_list.txt").write_text("a/speaker1_nohash_0.wav\n")
+    with pytest.raises(CorpusError, match=r"no testing_list\.txt"):
+        prepare(config, lines.append)
+    assert len(list((cache / "manifests").iterdir())) == 2
+
+
+def test_several_processes_speak_one_corpus_and_agree(cache: Path) -> None:
+    config = Corpus(words=["yes", "no"], clips=20)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        first, second = pool.map(prepare_fingerprint, [config, config])
+    assert first == second == prepare_fingerprint(config)
+    assert sorted(path.name.split("-")[0] for path in (cache / "corpora").iterdir()) == ["synthetic", "synthetic"]  # folder and lock
+    assert len(list((cache / "manifests").iterdir())) == 1
+
+
+def prepare_fingerprint(config: Corpus) -> str:
+    return prepare(config, quiet).fingerprint
+
+
+def test_the_synthetic_corpus_knows_unknown_and_silence() -> None:
+    corpus = prepare(Corpus(words=["yes", "no"], clips=40, unknown=8, silence=5), quiet)
+    counts = Counter((corpus.labels[clip.label], clip.split) for clip in corpus.clips)
+    assert corpus.labels == ("yes", "no", "unknown", "silence")
+    assert [counts["yes", split] for split in SPLITS] == [14, 3, 3]
+    assert [counts["unknown", split] for split in SPLITS] == [8, 8, 8]
+    assert [counts["silence", split] for split in SPLITS] == [5, 5, 5]
+    assert speakers(corpus, "training").isdisjoint(speakers(corpus, "validation") | speakers(corpus, "testing"))
+
+
+def test_a_word_that_cannot_be_spoken_is_a_corpus_error() -> None:
+    with pytest.raises(CorpusError, match="'a/b' can't name a folder"):
+        prepare(Corpus(words=["a/b", "c"], clips=20), quiet)
+
+
+def test_no_network_says_what_to_do(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(CorpusError, match=r"speech_commands_v0.01.*can't be downloaded.*corpus.path"):
+        prepare(Corpus(name="speech_commands", version="v1"), quiet)
+    assert [path.name for path in (cache / "corpora").iterdir()] == ["speech_commands_v0.01.lock"]
+
+
+def test_the_official_archive_is_unpacked_by_torchaudio(tree: Path, cache: Path) -> None:
+    (cache / "corpora").mkdir(parents=True)
+    with tarfile.open(cache / "corpora" / "speech_commands_v0.02.tar.gz", "w:gz", compresslevel=1) as archive:  # as if just downloaded
+        archive.add(tree, arcname=".")
+    corpus = prepare(Corpus(name="speech_commands"), quiet)
+    assert corpus.root == cache / "corpora" / "speech_commands_v0.02"
+    assert corpus.fingerprint == prepared(tree).fingerprint
+    assert sorted(path.name for path in (cache / "corpora").iterdir()) == ["speech_commands_v0.02", "speech_commands_v0.02.lock"]
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real clips of ../shared/data/speech_commands_subset")
+def test_real_clips_keep_their_official_splits() -> None:
+    words = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
+    corpus = prepare(Corpus(name="speech_commands", path=str(REAL), words=words, unknown=500), quiet)
+    for split, name in (("validation", "validation_list.txt"), ("testing", "testing_list.txt")):
+        assert {clip.path for clip in corpus.split(split)} == set((REAL / name).read_text().split())
+    assert (len(corpus.split("training")), corpus.labels[-1], len(corpus.noise)) == (2_034, "unknown", 4)
+    everyone = [speakers(corpus, split) for split in SPLITS]
+    assert sum(map(len, everyone)) == len(set.union(*everyone))

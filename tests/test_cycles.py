@@ -1,0 +1,97 @@
+"""Table 4, cell by cell, against planted trials and numbers worked out by hand."""
+
+import math
+
+import pytest
+
+from analysis.cycles import cycle_accuracies, cycle_lengths, tables
+from analysis.runs import sweep_runs
+from speech.config import Sgdr
+from tests.conftest import trial_key
+
+ACCURACIES = {  # cycle epochs -> (last, best, ensemble) by repeat
+    2: [(0.80, 0.82, 0.85), (0.82, 0.82, 0.86), (0.84, 0.85, 0.90)],
+    8: [(0.84, 0.84, 0.84), (0.86, 0.86, 0.86), (0.88, 0.88, 0.88)],
+}
+
+
+def plant_sweep(tracking, plant, trials):
+    """trials: (swept, repeat, outcome, (last, best, ensemble) or None)."""
+    keys = [{"key": trial_key("cycles", swept, repeat)} for swept, repeat, *_ in trials]
+    parent = tracking.start_sweep("first-look", "", keys, "")
+    for swept, repeat, outcome, accuracies in trials:
+        names = ("accuracy", "best_snapshot_accuracy", "ensemble_accuracy")
+        summary = dict(zip(names, accuracies, strict=True)) | {"train_s": 60.0 + repeat} if accuracies else {}
+        plant(parent, swept, repeat, outcome, block="cycles", tags={"validation_clips": 300}, **summary)
+    return sweep_runs("first-look", tracking.uri)
+
+
+def completed(cycle_epochs, accuracies):
+    return [({"sgdr.cycle_epochs": cycle_epochs}, repeat, "completed", each) for repeat, each in enumerate(accuracies, 1)]
+
+
+def test_rows_hold_means_spreads_and_the_gain_over_the_long_cosine(tracking, plant):
+    frame = plant_sweep(tracking, plant, [*completed(8, ACCURACIES[8]), *completed(2, ACCURACIES[2])])
+    short, long = cycle_accuracies(frame).itertuples()
+    assert (short.schedule, short.cycles, short.n, short.trials, short.train_s) == ("2", 4, 3, 3, 62.0)
+    assert (short.last, short.best, short.ensemble) == pytest.approx((0.82, 0.83, 0.87))
+    assert (short.last_sd, short.best_sd, short.ensemble_sd) == pytest.approx((0.02, 0.0173205, 0.0264575))
+    assert short.long_cosine == pytest.approx(0.86)
+    # differences 0.01, 0.00, 0.02: mean 0.01, sd 0.01; t(0.975, 2) = 4.302653, over the root of 3: +- 0.0248414
+    assert (short.gain, short.gain_low, short.gain_high) == pytest.approx((0.01, -0.0148414, 0.0348414), abs=1e-6)
+    assert (long.schedule, long.cycles, long.ensemble) == ("8, long cosine", 1, pytest.approx(0.86))
+    assert math.isnan(long.gain)
+
+
+def test_the_page_says_it_all_within_a_hundred_columns(tracking, plant):
+    (text,) = tables(plant_sweep(tracking, plant, [*completed(8, ACCURACIES[8]), *completed(2, ACCURACIES[2])]))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[:2] == ["Validation accuracy by SGDR cycle length, block cycles", "Planted CPU · box-1 · 2 threads · float32"]
+    cells = [line.split("  ") for line in lines if line.startswith(("2 ", "8, "))]
+    assert [[cell.strip() for cell in row if cell.strip()] for row in cells] == [
+        ["2", "4", "82.0 ± 2.0", "83.0 ± 1.7", "87.0 ± 2.6", "86.0", "+1.0 (-1.5 to +3.5)", "62", "3"],
+        ["8, long cosine", "1", "86.0 ± 2.0", "86.0 ± 2.0", "86.0 ± 2.0", "86.0", "-", "62", "3"],
+    ]
+    # Wilson, 261 of 300 by hand: 0.8272 to 0.9034
+    assert lines[-1] == "With 300 validation clips one accuracy of 87.0 % is known to 82.7-90.3 % (95 %, Wilson)."
+
+
+def test_two_repeats_are_not_enough_data(tracking, plant):
+    frame = plant_sweep(tracking, plant, [*completed(8, ACCURACIES[8][:2]), *completed(2, ACCURACIES[2][:2])])
+    (text,) = tables(frame)
+    assert "not enough data" in text
+    assert cycle_accuracies(frame)["gain"].isna().all()
+
+
+def test_only_completed_trials_count_and_the_others_are_named(tracking, plant):
+    swept = {"sgdr.cycle_epochs": 4}
+    others = [(swept, 1, "completed", (0.8, 0.8, 0.9)), (swept, 2, "stopped_early", (0.2, 0.2, 0.2)), (swept, 3, "crashed", None)]
+    frame = plant_sweep(tracking, plant, [*others, ({"sgdr.cycle_epochs": 2}, 1, "oom", None)])
+    failed, mixed = cycle_accuracies(frame).itertuples()
+    assert (mixed.n, mixed.trials, mixed.ensemble, mixed.outcomes) == (1, 3, 0.9, "1 of 3 stopped early, 1 of 3 crashed")
+    assert math.isnan(mixed.long_cosine)
+    assert (failed.n, failed.outcomes) == (0, "1 of 1 out of memory")
+    (text,) = tables(frame)
+    assert "Not counted, cycles of 2: 1 of 1 out of memory.\nNot counted, cycles of 4: 1 of 3 stopped early, 1 of 3 crashed." in text
+
+
+def test_budgets_are_never_pooled(tracking, plant):
+    trials = [({"sgdr.epochs": epochs}, 1, "completed", (0.5, 0.5, 0.5)) for epochs in (4, 8)]
+    rows = cycle_accuracies(plant_sweep(tracking, plant, trials))
+    assert sorted(rows["varied"]) == ["epochs=4", "epochs=8"]
+    assert sorted(rows["schedule"]) == ["4, long cosine", "8, long cosine"]
+
+
+def test_a_block_that_learns_nothing_has_no_table(tracking, plant):
+    frame = plant_sweep(tracking, plant, [({"sgdr.epochs": 8}, 1, "completed", None)])
+    assert cycle_accuracies(frame).empty
+    assert tables(frame) == []
+
+
+@pytest.mark.parametrize(
+    ("epochs", "cycle_epochs", "factor"), [(8, None, 1), (8, 8, 1), (8, 2, 1), (28, 4, 2), (13, 1, 3), (46, [8, 14, 24], 1)]
+)
+def test_cycle_lengths_are_those_of_the_schedule(epochs, cycle_epochs, factor):
+    stored = str(cycle_epochs) if isinstance(cycle_epochs, list) else cycle_epochs
+    assert cycle_lengths(epochs, stored, factor) == Sgdr(epochs=epochs, cycle_epochs=cycle_epochs, cycle_factor=factor).cycles()

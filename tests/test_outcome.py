@@ -1,0 +1,69 @@
+import pytest
+
+from sweeps.outcome import classify
+
+ENDED = {"status": 1, "shm_limit_bytes": 64 << 20, "shm_peak_bytes": 60 << 20, "batch_bytes": 9 << 20, "hang": None, "oom_kills": 0}
+
+
+def error(kind: str, message: str) -> dict:
+    return {"kind": "error", "type": kind, "message": message, "traceback": f"Traceback ...\n{kind}: {message}"}
+
+
+@pytest.mark.parametrize(
+    ("message", "outcome"),
+    [
+        ("unable to allocate shared memory(shm) for file </torch_12_3_4>: No space left on device (28)", "shm_exhausted"),
+        ("unable to allocate shared memory(shm) for file </torch_12_3_4>: Success (0)", "shm_exhausted"),
+        ("DataLoader worker (pid 9) is killed by signal: Bus error. It is possible that dataloader's workers are out of", "shm_exhausted"),
+        ("[Errno 28] No space left on device: '/home/me/snapshot-0.pt'", "crashed"),
+        ("DataLoader worker (pid 9) is killed by signal: Killed.", "crashed"),
+    ],
+)
+def test_an_exception_is_read_for_what_it_says_of_shm(message: str, outcome: str) -> None:
+    assert classify(error("RuntimeError", message), ENDED, finished=False, log="").name == outcome
+
+
+def test_the_evidence_of_an_overflow_gives_the_figures() -> None:
+    said = "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+    outcome = classify(error("RuntimeError", said), ENDED, finished=False, log="")
+    assert outcome.evidence == f"{said}; /dev/shm of 64.0 MiB, 60.0 MiB used at most, 9.0 MiB a batch"
+
+
+def test_a_worker_that_only_wrote_to_stderr_counts() -> None:
+    log = "RuntimeError: unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+    assert classify(None, ENDED | {"status": -9}, finished=False, log=log).name == "shm_exhausted"
+
+
+def test_a_hang_that_init_ended() -> None:
+    assert classify(None, ENDED | {"status": -9, "hang": "no batch for 6 s"}, finished=False, log="").name == "shm_exhausted"
+
+
+def test_a_finished_trial_is_completed_whatever_it_wrote() -> None:
+    assert classify(None, ENDED | {"status": 0}, finished=True, log="Bus error in an unrelated place").name == "completed"
+
+
+def test_a_clip_that_broke_under_way() -> None:
+    outcome = classify(error("BadClip", "Caught BadClip in worker 1.\nyes/a.wav: can't be opened (No such file)"), ENDED, False, "")
+    assert outcome == ("data_error", "yes/a.wav: can't be opened (No such file)")
+
+
+@pytest.mark.parametrize(
+    ("ending", "outcome", "evidence"),
+    [
+        ({"status": None, "timeout": True}, "timeout", "killed at trial_timeout"),
+        ({"status": None}, "crashed", "the process tree was killed from outside"),
+        (ENDED | {"status": -11}, "crashed", "the training process was killed by signal 11"),
+        (ENDED | {"status": 3}, "crashed", "the training process exited with status 3"),
+    ],
+)
+def test_an_end_without_words(ending: dict, outcome: str, evidence: str) -> None:
+    assert classify(None, ending, finished=False, log="") == (outcome, evidence)
+
+
+def test_the_oom_killer() -> None:
+    assert classify(None, ENDED | {"status": -9, "oom_kills": 1}, finished=False, log="").name == "oom"
+
+
+def test_an_exception_of_the_training_code_is_told_by_type_and_last_line() -> None:
+    outcome = classify(error("ValueError", "first line\nlast line"), ENDED, finished=False, log="")
+    assert outcome == ("crashed", "ValueError: last line")

@@ -1,0 +1,163 @@
+"""The tidy frame against runs planted through the real tracker."""
+
+import pandas as pd
+import pytest
+
+from analysis.__main__ import main
+from analysis.runs import comparable, sweep_runs
+from analysis.tables import rebuild_command, render
+from sweeps.metrics import SUMMARY
+from tests.conftest import trial_key
+
+SPREAD = ("loader.num_workers", "loader.shm_size")
+
+
+def open_sweep(tracking, *keys, name="first-look"):
+    return tracking.start_sweep(name, "", [{"key": key} for key in keys], "")
+
+
+def test_a_row_a_trial_failed_ones_included(tracking, plant):
+    swept = [{"loader.num_workers": workers, "loader.shm_size": 64 << 20} for workers in (0, 2, 4)]
+    parent = open_sweep(tracking, *(trial_key("workers", values, 1) for values in swept))
+    plant(parent, swept[0], epoch_s=4.0, accuracy=0.5, tags={"validation_clips": 300})
+    plant(parent, swept[1], outcome="crashed")
+    plant(parent, swept[2], outcome="shm_exhausted", shm_peak_bytes=64 << 20)
+    frame = sweep_runs("first-look", tracking.uri)
+    assert frame["outcome"].tolist() == ["completed", "crashed", "shm_exhausted"]
+    assert frame["settled"].tolist() == [True, False, True]
+    assert frame["planned"].all()
+    assert frame["evidence"].tolist() == ["planted"] * 3
+    assert frame["loader.num_workers"].tolist() == [0, 2, 4]
+    assert frame["loader.shm_size"].tolist() == [64 << 20] * 3
+    assert frame["repeat"].tolist() == [1, 1, 1]
+    assert frame["corpus.words"].tolist() == ['["yes", "no"]'] * 3
+    assert frame["sgdr.lr"].tolist() == [0.01] * 3
+    assert frame.loc[0, ["node", "device", "device_name", "threads"]].tolist() == ["box-1", "cpu", "Planted CPU", "2"]
+    assert (frame.loc[0, "epoch_s"], frame.loc[0, "accuracy"], frame.loc[0, "validation_clips"]) == (4.0, 0.5, 300.0)
+    assert frame.loc[1:, "epoch_s"].isna().all()
+    assert frame.loc[2, "shm_peak_bytes"] == 64 << 20
+    assert frame.attrs == {"sweep": "first-look", "uri": tracking.uri, "experiment": "speech", "plan": 3}
+
+
+def test_the_columns_have_the_documented_types(tracking, plant):
+    parent = open_sweep(tracking)
+    plant(parent, {"loader.num_workers": 2}, epoch_s=1.0)
+    frame = sweep_runs("first-look", tracking.uri)
+    assert all(frame[name].dtype == "float64" for name in SUMMARY)
+    assert (frame["repeat"].dtype, frame["loader.num_workers"].dtype) == ("Int64", "Int64")
+    assert (frame["settled"].dtype, frame["planned"].dtype, frame["attempts"].dtype) == ("bool", "bool", "int64")
+    assert str(frame["started"].dt.tz) == "UTC"
+    assert "loader.shm_size" not in frame  # set by no trial
+
+
+def test_a_key_is_one_row_its_settled_attempt_or_its_latest(tracking, plant):
+    parent = open_sweep(tracking, "a", "b")
+    plant(parent, {}, key="a", outcome="crashed")
+    plant(parent, {}, key="a", epoch_s=3.0)
+    plant(parent, {}, key="a", outcome="interrupted")
+    plant(parent, {}, key="b", outcome="oom")
+    plant(parent, {}, key="b", outcome="timeout")
+    frame = sweep_runs("first-look", tracking.uri).set_index("key")
+    assert frame["outcome"].to_dict() == {"a": "completed", "b": "timeout"}
+    assert frame["attempts"].to_dict() == {"a": 3, "b": 2}
+    assert frame.loc["a", "epoch_s"] == 3.0
+
+
+def test_a_trial_under_way_is_running(tracking):
+    parent = open_sweep(tracking, "a")
+    tracking.start_trial(parent, key="a", block="w", repeat=1, seed=1, swept={}, config={"loader": {"num_workers": 0}}, tags={})
+    assert sweep_runs("first-look", tracking.uri)["outcome"].tolist() == ["running"]
+
+
+def test_other_sweeps_stay_out_and_more_than_a_page_is_read(tracking, monkeypatch):
+    monkeypatch.setattr("sweeps.tracking.PAGE", 3)
+    parent, other = open_sweep(tracking), open_sweep(tracking, name="other")
+    for index in range(7):
+        tags = {"kind": "trial", "key": str(index), "block": "w", "repeat": "1", "mlflow.parentRunId": parent}
+        tracking.client.create_run(tracking.experiment_id, tags=tags)
+    tracking.start_trial(other, key="x", block="w", repeat=1, seed=1, swept={}, config={}, tags={})
+    assert len(sweep_runs("first-look", tracking.uri)) == 7
+    assert len(tracking.settled_keys(parent)) == 0
+    assert len(tracking.trials(parent)) == 7
+
+
+def test_an_unknown_name_lists_the_sweeps_and_the_nearest(tracking, tmp_path):
+    open_sweep(tracking)
+    open_sweep(tracking, name="shm-limits")
+    with pytest.raises(LookupError, match=r"no sweep 'frist-look'.*There are: shm-limits, first-look\. Did you mean first-look\?"):
+        sweep_runs("frist-look", tracking.uri)
+    with pytest.raises(LookupError, match=r"no experiment 'speach'.*There are: .*speech"):
+        sweep_runs("first-look", tracking.uri, "speach")
+    with pytest.raises(LookupError, match=r"no tracking database at .*absent\.db"):
+        sweep_runs("first-look", f"sqlite:///{tmp_path}/absent.db")
+    assert not (tmp_path / "absent.db").exists()
+
+
+def groups(tracking):
+    return list(comparable(sweep_runs("first-look", tracking.uri), SPREAD))
+
+
+def test_only_equal_parameters_and_surroundings_are_comparable(tracking, plant):
+    parent = open_sweep(tracking, *"abcde")
+    plant(parent, {"loader.num_workers": 0, "loader.form": "wav"}, key="a")
+    plant(parent, {"loader.num_workers": 2, "loader.form": "wav"}, 2, key="b")
+    plant(parent, {"loader.num_workers": 0, "loader.form": "png"}, key="c")
+    plant(parent, {"loader.num_workers": 0, "loader.form": "wav"}, key="d", tags={"node": "box-2"})
+    plant(parent, {"loader.num_workers": 0, "loader.form": "wav"}, key="e", block="other")
+    found = {(group.block, group.varied, group.surroundings): group.trials["key"].tolist() for group in groups(tracking)}
+    assert found == {
+        ("workers", "form=wav", "Planted CPU · box-1 · 2 threads · float32"): ["a", "b"],
+        ("workers", "form=png", "Planted CPU · box-1 · 2 threads · float32"): ["c"],
+        ("workers", "form=wav", "Planted CPU · box-2 · 2 threads · float32"): ["d"],
+        ("other", "", "Planted CPU · box-1 · 2 threads · float32"): ["e"],
+    }
+
+
+def test_a_trial_that_died_before_it_knew_its_device_belongs_to_the_others(tracking, plant):
+    parent = open_sweep(tracking, "a", "b")
+    plant(parent, {"loader.num_workers": 0}, key="a")
+    plant(parent, {"loader.num_workers": 2}, key="b", outcome="crashed", tags={"device_name": None, "precision": None})
+    assert [group.trials["key"].tolist() for group in groups(tracking)] == [["a", "b"]]
+
+
+def test_trials_of_an_earlier_version_of_the_sweep_are_kept_but_in_no_table(tracking, plant):
+    parent = open_sweep(tracking, "old")
+    plant(parent, {}, key="old", epoch_s=9.0)
+    open_sweep(tracking, "new", "newer")
+    plant(parent, {}, key="new", epoch_s=3.0)
+    assert sweep_runs("first-look", tracking.uri)["planned"].tolist() == [False, True]
+    assert [group.trials["key"].tolist() for group in groups(tracking)] == [["new"]]
+    text = render("first-look", tracking.uri)
+    assert "1 of 2 planned trials have not run." in text
+    assert "1 trials of an earlier version" in text
+
+
+def test_failures_are_named_with_their_evidence(tracking, plant):
+    parent = open_sweep(tracking, "a")
+    plant(parent, {"loader.num_workers": 2}, key="a", outcome="data_error")
+    text = render("first-look", tracking.uri)
+    assert text.startswith("Sweep first-look: 1 bad data\nworkers · num_workers=2 · 1: data_error, planted\n")
+
+
+def test_the_rebuild_command_names_only_what_is_not_the_default():
+    assert rebuild_command("s") == "python -m analysis s"
+    assert rebuild_command("s", "http://box:5000", "mine") == "python -m analysis s --uri http://box:5000 --experiment mine"
+
+
+def test_the_command_prints_the_tables_or_says_what_there_is(tracking, plant, capsys):
+    plant(open_sweep(tracking, "a"), {"loader.num_workers": 2}, key="a", epoch_s=1.0)
+    main(["first-look", "--uri", tracking.uri])
+    assert capsys.readouterr() == (render("first-look", tracking.uri), "")
+    wrong = {"no sweep 'frist-look'": ["frist-look", "--uri", tracking.uri], "'mlruns': MLflow keeps": ["s", "--uri", "mlruns"]}
+    for said, arguments in wrong.items():
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        printed, complaint = capsys.readouterr()
+        assert (left.value.code, printed) == (2, "")
+        assert said in complaint
+
+
+def test_no_frame_is_needed_before_the_first_trial(tracking):
+    open_sweep(tracking, "a")
+    assert isinstance(sweep_runs("first-look", tracking.uri), pd.DataFrame)
+    assert render("first-look", tracking.uri).startswith("Sweep first-look: no trial has run yet\n")

@@ -1,0 +1,158 @@
+"""Table 1, cell by cell, against planted trials and numbers worked out by hand."""
+
+import functools
+import math
+
+import pytest
+
+from analysis.runs import sweep_runs
+from analysis.tradeoff import epoch_times, tables
+from tests.conftest import plant_trial, tracking_in, trial_key
+
+PACED = {"device": "paced", "device_name": "paced: 25 ms a step, 0 ms of host CPU", "cpu_name": "Planted CPU"}
+MB = 1 << 20
+
+PAGE = """\
+Epoch seconds by num_workers and shm_size, block workers
+modelled accelerator, paced: 25 ms a step, 0 ms of host CPU · Planted CPU · box-1 · 2 threads ·
+float32
+
+workers  shm 64M                     n  shm node             n
+-------  --------------------------  -  -------------------  -
+      0  11.00 (10.00-12.00)         3  20.00 (20.00-20.00)  3
+      2   5.00 (4.80-8.80)           3  15.00 (15.00-15.00)  3
+      4   4.15 s, 1 of 3 overflowed  2  -
+      8  3 of 3 overflowed           0  -
+
+Median over n trials of their epoch seconds (fastest-slowest trial); warm epochs only.
+
+Change of epoch seconds against 0 workers at the same shm_size
+
+workers  shm 64M              shm node
+-------  -------------------  -------------------
+      2  -46% (-77% to +31%)  -25% (-25% to -25%)
+      4  not enough data      -
+      8  -                    -
+
+Mean change over repeats, paired, and its 95 % interval; below zero is faster."""
+
+
+def plant_sweep(tracking, plant, trials):
+    """trials: (swept, repeat, outcome, epoch_s or None, tags)."""
+    keys = [{"key": trial_key("workers", swept, repeat)} for swept, repeat, *_ in trials]
+    parent = tracking.start_sweep("first-look", "", keys, "")
+    for swept, repeat, outcome, epoch_s, tags in trials:
+        plant(parent, swept, repeat, outcome, tags=tags, **({} if epoch_s is None else {"epoch_s": epoch_s, "fill_s": epoch_s / 10}))
+    return sweep_runs("first-look", tracking.uri)
+
+
+def worker_trials(workers, size, times, tags=PACED):
+    """A cell's trials, one a repeat; None: it overflowed."""
+    swept = {"loader.num_workers": workers, "loader.shm_size": size}
+    return [(swept, repeat, "shm_exhausted" if time is None else "completed", time, tags) for repeat, time in enumerate(times, 1)]
+
+
+@pytest.fixture(scope="module")
+def frame(tmp_path_factory, empty_database):
+    tracking = tracking_in(tmp_path_factory.mktemp("tradeoff"), empty_database)
+    return plant_sweep(
+        tracking,
+        functools.partial(plant_trial, tracking),
+        [
+            *worker_trials(0, 64 * MB, [10.0, 12.0, 11.0]),
+            *worker_trials(2, 64 * MB, [5.0, 4.8, 8.8]),
+            *worker_trials(4, 64 * MB, [4.1, None, 4.2]),
+            *worker_trials(8, 64 * MB, [None, None, None]),
+            *worker_trials(0, None, [20.0, 20.0, 20.0]),
+            *worker_trials(2, None, [15.0, 15.0, 15.0]),
+        ],
+    )
+
+
+def test_cells_hold_median_spread_count_and_change(frame):
+    cells = epoch_times(frame).set_index(["shm_size", "num_workers"])
+    assert list(cells.index) == [("64M", 0), ("64M", 2), ("64M", 4), ("64M", 8), ("node", 0), ("node", 2)]
+    two = cells.loc[("64M", 2)]
+    assert (two["median_s"], two["min_s"], two["max_s"], two["n"], two["trials"], two["outcomes"]) == (5.0, 4.8, 8.8, 3, 3, "")
+    assert two["fill_s"] == 0.5
+    # ratios 0.5, 0.4, 0.8 by repeat; the interval is worked out in test_statistics.py
+    assert (two["change"], two["change_low"], two["change_high"]) == pytest.approx((-0.457116, -0.774584, 0.307462), abs=1e-5)
+    assert cells.loc[("node", 2), ["change", "change_low", "change_high"]].tolist() == pytest.approx([-0.25] * 3)
+
+
+def test_an_overflow_is_a_cell_and_its_times_are_never_zero(frame):
+    cells = epoch_times(frame).set_index(["shm_size", "num_workers"])
+    mixed, none = cells.loc[("64M", 4)], cells.loc[("64M", 8)]
+    assert (mixed["median_s"], mixed["n"], mixed["trials"], mixed["outcomes"]) == (pytest.approx(4.15), 2, 3, "1 of 3 overflowed")
+    assert math.isnan(mixed["change"])  # two pairs
+    assert (none["n"], none["trials"], none["outcomes"]) == (0, 3, "3 of 3 overflowed")
+    assert math.isnan(none["median_s"])
+
+
+def test_the_page_says_it_all_within_a_hundred_columns(frame):
+    (text,) = tables(frame)
+    assert text == PAGE
+
+
+def test_markdown_holds_the_same_cells(frame):
+    (text,) = tables(frame, markdown=True)
+    assert text.startswith("### Epoch seconds by num_workers and shm_size, block workers\n\nmodelled accelerator, paced: 25 ms a step")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert ["2", "5.00 (4.80-8.80)", "3", "15.00 (15.00-15.00)", "3"] in rows
+    assert ["4", "4.15 s, 1 of 3 overflowed", "2", "-", ""] in rows
+    assert ["2", "-46% (-77% to +31%)", "-25% (-25% to -25%)"] in rows
+
+
+def test_hardware_and_other_parameters_are_never_pooled(tracking, plant):
+    box2 = PACED | {"node": "box-2"}
+    form = {"loader.form": "png"}
+    trials = [*worker_trials(0, 64 * MB, [10.0]), *worker_trials(2, 64 * MB, [5.0])]
+    trials += [(swept, 2, outcome, 2 * time, box2) for swept, _, outcome, time, _ in trials]
+    trials += [(swept | form, repeat, outcome, time / 10, tags) for swept, repeat, outcome, time, tags in trials]
+    cells = epoch_times(plant_sweep(tracking, plant, trials))
+    medians = {(cell.varied, cell.surroundings.split(" · ")[2], cell.num_workers): cell.median_s for cell in cells.itertuples()}
+    assert medians == {
+        ("form=wav", "box-1", 0): 10.0,
+        ("form=wav", "box-1", 2): 5.0,
+        ("form=wav", "box-2", 0): 20.0,
+        ("form=wav", "box-2", 2): 10.0,
+        ("form=png", "box-1", 0): 1.0,
+        ("form=png", "box-1", 2): 0.5,
+        ("form=png", "box-2", 0): 2.0,
+        ("form=png", "box-2", 2): 1.0,
+    }
+    assert (cells["n"] == 1).all()
+
+
+def test_two_repeats_are_not_enough_data(tracking, plant):
+    frame = plant_sweep(tracking, plant, [*worker_trials(0, None, [1.0, 1.1]), *worker_trials(2, None, [0.5, 0.51])])
+    (text,) = tables(frame)
+    assert text.splitlines()[-1] == "Change against 0 workers: not enough data, an interval needs 3 repeats with both times."
+    assert "      2  0.505 (0.500-0.510)  2" in text
+
+
+def test_without_zero_workers_there_is_nothing_to_compare_with(tracking, plant):
+    frame = plant_sweep(tracking, plant, [*worker_trials(1, None, [1.0]), *worker_trials(2, None, [0.5])])
+    assert tables(frame)[0].endswith("Change against 0 workers: no trial with 0 workers has a time here.")
+
+
+def test_other_failures_are_named(tracking, plant):
+    swept = {"loader.num_workers": 2, "loader.shm_size": None}
+    failures = [(swept, repeat, outcome, None, PACED) for repeat, outcome in enumerate(["timeout", "oom", "timeout"], 1)]
+    cells = epoch_times(plant_sweep(tracking, plant, [*worker_trials(0, None, [1.0]), *failures]))
+    assert cells["outcomes"].tolist() == ["", "2 of 3 timed out, 1 of 3 out of memory"]
+
+
+def test_sizes_that_do_not_fit_side_by_side_follow_below(tracking, plant):
+    cells = [(workers, size) for size in (None, 1 << 30, 64 * MB, 16 * MB, 4 * MB) for workers in (0, 4)]
+    frame = plant_sweep(tracking, plant, [trial for cell in cells for trial in worker_trials(*cell, [10.0, 11.0])])
+    (text,) = tables(frame)
+    assert max(map(len, text.splitlines())) <= 100
+    headers = [line.replace("shm", "").split() for line in text.splitlines() if line.startswith("workers")]
+    assert headers == [["workers", "4M", "n", "16M", "n", "64M", "n", "1G", "n"], ["workers", "node", "n"]]
+
+
+def test_a_block_that_varies_neither_has_no_table(tracking, plant):
+    frame = plant_sweep(tracking, plant, worker_trials(2, 64 * MB, [1.0, 1.1, 1.2]))
+    assert epoch_times(frame).empty
+    assert tables(frame) == []
