@@ -26,7 +26,12 @@ class Learner:
         self.model = build(labels, channels, config.model.weights).to(self.device).to(memory_format=self.format)
         keys = config.optimizer
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=config.sgdr.lr, momentum=keys.momentum, weight_decay=keys.weight_decay, nesterov=keys.momentum > 0
+            self.model.parameters(),
+            lr=config.sgdr.lr,
+            momentum=keys.momentum,
+            weight_decay=keys.weight_decay,
+            nesterov=keys.momentum > 0,
+            fused=True,  # one pass over 21 million weights instead of six
         )
         self.label_smoothing = keys.label_smoothing
         self.scaler = torch.amp.GradScaler(device, enabled=self.dtype == torch.float16)
