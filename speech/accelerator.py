@@ -14,7 +14,7 @@ import torch
 from speech.config import Device, Model, Pinned, Precision, TrialConfig
 from speech.learner import Learner
 
-PROBE_BATCH, PROBE_STEPS = 16, 3
+PROBE_STEPS = 5
 FASTER = 1.1  # a lower precision must be this much faster before it is worth leaving float32
 
 
@@ -91,7 +91,8 @@ def _half_precisions(device: str) -> list[Precision]:
 def _step_seconds(config: TrialConfig, pinned: Pinned, device: str, shape: tuple[int, int, int]) -> float:
     untrained = config.model_copy(update={"model": Model(weights="none")})
     learner = Learner(untrained, pinned, device, labels=10, channels=shape[0])
-    pictures, labels = torch.zeros(PROBE_BATCH, *shape), torch.zeros(PROBE_BATCH, dtype=torch.long)
+    batch = config.loader.batch_size
+    pictures, labels = torch.randn(batch, *shape), torch.zeros(batch, dtype=torch.long)
     seconds = []
     for _ in range(1 + PROBE_STEPS):
         began = time.perf_counter()

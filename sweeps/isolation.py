@@ -54,14 +54,15 @@ class Task:
 class Template:
     """The clean process that trees are forked from. One a Ray actor, kept from trial to trial."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        """`folder`: where it works, so that relative paths in a task mean what they mean to whoever wrote them; None: here."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "sweeps.isolation", str(theirs.fileno())]
         root = Path(__file__).resolve().parent.parent
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
         null = subprocess.DEVNULL
         self._process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], env=environment, start_new_session=True, stdin=null, stdout=null
+            command, pass_fds=[theirs.fileno()], cwd=folder, env=environment, start_new_session=True, stdin=null, stdout=null
         )
         theirs.close()
 

@@ -38,6 +38,7 @@ class Launch:
     tracking_uri: str  # resolved, the same from every process
     experiment: str
     parent: str  # run id of the sweep
+    started_in: Path  # the folder that relative paths of the YAML start from
     folder: Path  # of the sweep; every trial has a folder of its own below it
     private_shm: bool
     keep: str  # which snapshots are uploaded: best, all, none

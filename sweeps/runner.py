@@ -66,7 +66,7 @@ def _trial(config: dict[str, int], trials: list[TrialSpec], launch: Launch) -> N
     from ray import tune
 
     global _template
-    _template = _template or Template()
+    _template = _template or Template(launch.started_in)
     outcome, summary = run_trial(_template, trials[config["index"]], launch, tune.report)
     tune.report({"outcome": outcome.name, "evidence": outcome.evidence, "summary": summary})
 

@@ -100,6 +100,7 @@ def _launch(sweep: Sweep, say: Say) -> Launch:
         tracking_uri=sweep.tracking.uri,
         experiment=config.tracking.experiment,
         parent=sweep.parent,
+        started_in=Path.cwd(),
         folder=sweep.folder,
         private_shm=config.resources.shm == "private",
         keep=config.snapshots.keep,
