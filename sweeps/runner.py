@@ -19,7 +19,8 @@ from sweeps.relay import Launch, run_trial
 
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray's minimum is 75 MiB; nothing but numbers travels through it
 
-QUIET = {
+ENVIRONMENT = {
+    "RAY_worker_niceness": "0",  # Ray lowers its workers' priority to 15, and with it a trial's against all else on the machine
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -39,7 +40,7 @@ def run(
 
     `request`: Ray resources of every trial, as {"CPU": 2, "GPU": 1}.
     """
-    os.environ |= QUIET | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])}
+    os.environ |= ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])}
     import ray
     from ray import tune
 
