@@ -134,7 +134,7 @@ class SweepConfig(Group):
     method: Literal["grid"] = Field("grid", description="grid: every combination")
     metric: Metric = Field(Metric(name="epoch_s", goal="minimize"), description="what the sweep compares")
     order: Order = Field("shuffled", description="order within a repeat: drawn from the seed, or as listed in the file")
-    seed: int = Field(42, ge=0, le=2**31, description="repeat r of every point trains with seed + r; the order is drawn from it too")
+    seed: int = Field(42, ge=0, le=2**31, description="of the first repeat; the next trains with one more. The order is drawn from it too")
     repeats: Repeats = Field(1, description="complete passes over all points")
     parameters: Parameters = Field({}, description="the trial's parameters, constant or swept")
     blocks: dict[Annotated[str, AfterValidator(_block_name)], Block] = Field(

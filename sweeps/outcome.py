@@ -22,12 +22,12 @@ def classify(error: dict[str, Any] | None, ending: dict[str, Any], finished: boo
     if finished and ending["status"] == 0:
         return Outcome("completed", "the schedule ran to its end")
     if ending.get("hang"):
-        return Outcome("shm_exhausted", f"{ending['hang']}; {_shm(ending)}")
+        return Outcome("shm_exhausted", f"{_shm(ending)}: {ending['hang']}")
     if ending.get("timeout"):
         return Outcome("timeout", "killed at trial_timeout")
     said = SHM_ERROR.search(_text(error)) or SHM_ERROR.search(log)
     if said:
-        return Outcome("shm_exhausted", f"{said[0].strip()}; {_shm(ending)}")
+        return Outcome("shm_exhausted", f"{_shm(ending)}: {said[0].strip()}")
     if ending.get("oom_kills"):
         return Outcome("oom", f"the kernel's OOM killer struck while it ran; {_status(ending)}")
     if error and (error["type"] in DATA_ERRORS or any(f"{name}:" in error["message"] for name in DATA_ERRORS)):

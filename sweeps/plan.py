@@ -28,8 +28,8 @@ class TrialSpec:
 
     key: str  # 12 hex digits
     block: str
-    repeat: int  # from 0
-    seed: int  # the sweep's plus the repeat: the same for all points of a repeat
+    repeat: int  # from 1
+    seed: int  # the sweep's in the first repeat, one more in the next: the same for all points of a repeat
     config: TrialConfig
     swept: dict[str, Any]  # {"loader.num_workers": 4, "loader.shm_size": 67108864}: values as the trial sees them
     metric: Metric
@@ -74,7 +74,7 @@ def plan(config: SweepConfig, fingerprint: Callable[[Corpus], str]) -> Plan:
     for block in config.resolved():
         points, left_out = _points(block)
         removed += left_out
-        for repeat in range(block.repeats):
+        for repeat in range(1, block.repeats + 1):
             trials += [_spec(config, block, repeat, point, prints) for point in _ordered(points, config.seed, block, repeat)]
     return Plan(trials, removed)
 
@@ -129,7 +129,7 @@ def _spec(config: SweepConfig, block: ResolvedBlock, repeat: int, point: _Point,
         "corpus": prints[trial.corpus.model_dump_json()],
         "block": block.name,  # so that blocks that meet in a point have a trial each
         "repeat": repeat,
-        "seed": config.seed + repeat,
+        "seed": config.seed + repeat - 1,
         "warmup_epochs": config.warmup_epochs,
         "threads": config.threads,
         "resources": config.resources.model_dump(mode="json"),
@@ -138,7 +138,7 @@ def _spec(config: SweepConfig, block: ResolvedBlock, repeat: int, point: _Point,
         key=_hash(deciding),
         block=block.name,
         repeat=repeat,
-        seed=config.seed + repeat,
+        seed=config.seed + repeat - 1,
         config=trial,
         swept=swept,
         metric=block.metric,

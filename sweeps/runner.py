@@ -7,6 +7,7 @@ process that its trials are forked from.
 
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,9 @@ def run(
 
     `request`: Ray resources of every trial, as {"CPU": 2, "GPU": 1}.
     """
-    os.environ |= ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])}
+    os.environ |= ENVIRONMENT | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
+    }
     import ray
     from ray import tune
 
@@ -51,6 +54,7 @@ def run(
                 logging_level=logging.CRITICAL, log_to_driver=False,
             )  # fmt: skip
             logging.getLogger("ray").setLevel(logging.CRITICAL)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # instead of Ray's, which prints a stack; ends like Ctrl-C
             tuner = tune.Tuner(
                 tune.with_resources(tune.with_parameters(_trial, trials=trials, launch=launch), tune.PlacementGroupFactory([request])),
                 param_space={"index": tune.grid_search(list(range(len(trials))))},

@@ -8,6 +8,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -143,7 +144,7 @@ def _told(result: dict[str, Any]) -> str:
         return f"lost: {result['lost']}"
     summary, outcome = result["summary"], result["outcome"]
     if outcome != "completed":
-        return f"{outcome}: {result['evidence']}"
+        return textwrap.shorten(f"{outcome}: {result['evidence']}", 90, placeholder=" ...")  # the run's tag has all of it
     parts = [f"{summary['epoch_s']:6.2f} s an epoch"] if "epoch_s" in summary else []
     if "ensemble_accuracy" in summary:
         parts.append(f"ensemble {100 * summary['ensemble_accuracy']:.1f} %, last snapshot {100 * summary['accuracy']:.1f} %")

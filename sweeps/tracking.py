@@ -118,10 +118,10 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def run_name(block: str, swept: Mapping[str, Any], repeat: int) -> str:
-    """'workers · num_workers=4 shm_size=64M · 1'."""
+    """'workers · num_workers=4 shm_size=64M · repeat 1'."""
     short = short_names(swept)
     values = " ".join(f"{short[path]}={written(path, value)}" for path, value in swept.items())
-    return " · ".join(part for part in (block, values, str(repeat)) if part)[: _LONGEST["name"]]
+    return " · ".join(part for part in (block, values, f"repeat {repeat}") if part)[: _LONGEST["name"]]
 
 
 class Tracking:

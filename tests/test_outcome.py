@@ -26,7 +26,7 @@ def test_an_exception_is_read_for_what_it_says_of_shm(message: str, outcome: str
 def test_the_evidence_of_an_overflow_gives_the_figures() -> None:
     said = "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
     outcome = classify(error("RuntimeError", said), ENDED, finished=False, log="")
-    assert outcome.evidence == f"{said}; /dev/shm of 64.0 MiB, 60.0 MiB used at most, 9.0 MiB a batch"
+    assert outcome.evidence == f"/dev/shm of 64.0 MiB, 60.0 MiB used at most, 9.0 MiB a batch: {said}"
 
 
 def test_a_worker_that_only_wrote_to_stderr_counts() -> None:

@@ -47,8 +47,8 @@ def test_each_repeat_is_a_complete_pass_with_one_seed(planned):
     first, second = trials[:6], trials[6:]
     assert sorted(cells(first)) == sorted(cells(second)) == every
     assert cells(first) != cells(second)
-    assert {(trial.repeat, trial.seed) for trial in first} == {(0, 7)}
-    assert {(trial.repeat, trial.seed) for trial in second} == {(1, 8)}
+    assert {(trial.repeat, trial.seed) for trial in first} == {(1, 7)}
+    assert {(trial.repeat, trial.seed) for trial in second} == {(2, 8)}
 
 
 def test_listed_order_is_the_files(planned):

@@ -1,0 +1,39 @@
+# make sweep: install what is needed into .venv and run the default sweep.   make test: the same, and run the tests.
+# Needs Python 3.11 or newer (PYTHON=python3.12 picks one) and nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: sweep test check ui bench-accuracy clean
+
+sweep: $(VENV)/requirements.done
+	$(RUN) launch.py sweep.yaml
+
+test: $(VENV)/requirements-dev.done
+	$(RUN) -m pytest
+
+check: $(VENV)/requirements-dev.done
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+ui: $(VENV)/requirements.done
+	@echo "MLflow shows the sweeps of this folder at http://127.0.0.1:5000 (Ctrl-C ends it)"
+	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(RUN) -m mlflow server --host 127.0.0.1 --port 5000 \
+		--backend-store-uri sqlite:///mlflow.db --default-artifact-root mlartifacts
+
+bench-accuracy: $(VENV)/requirements.done
+	$(RUN) -m tests.benchmarks.accuracy
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {v.major}.{v.minor}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/%.done: %.txt requirements.txt | $(VENV)/bin/python
+	@echo "Installing $< into $(VENV): 6.5 GB and a few minutes the first time"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
