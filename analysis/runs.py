@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_EXPERIMENT = "speech"
-SURROUNDINGS = ("device", "device_name", "cpu_name", "node", "threads", "precision", "channels_last")  # tags; equal or not pooled
+SURROUNDINGS = ("device", "device_name", "cpu_name", "cores", "threads", "precision", "channels_last")  # tags; equal or not pooled
 
 
 def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT) -> pd.DataFrame:
@@ -38,7 +38,7 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
         settled, planned   bool: will not be run again; belongs to the latest plan of the sweep
         attempts           int64, runs with this key
         started            datetime64, UTC
-        device, device_name, cpu_name, node, threads, precision, channels_last   str: hardware and what was pinned on it
+        device, device_name, cpu_name, cores, threads, precision, channels_last   str: hardware and what was pinned on it
         validation_clips   float64
         epoch_s, accuracy ...   float64: every name of sweeps.metrics.SUMMARY, in its unit there
         loader.num_workers, sgdr.lr ...   every resolved parameter under its dotted name: numbers where all values are, otherwise str;
@@ -69,7 +69,7 @@ class Comparable(NamedTuple):
 
     block: str
     varied: str  # 'form=png prefetch_factor=4': what tells this group from the block's others; empty when it is the only one
-    surroundings: str  # 'paced: 25 ms a step · box-1 · 2 threads · float32'
+    surroundings: str  # 'paced: 25 ms a step · 2 cores · 2 threads · float32'
     trials: pd.DataFrame
 
 
@@ -158,7 +158,7 @@ def _with_surroundings(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _describe(trial: pd.Series) -> str:
-    """'modelled accelerator, paced: 25 ms a step · Xeon · box-1 · 2 threads · bfloat16 channels_last'."""
+    """'modelled accelerator, paced: 25 ms a step · Xeon, 4 cores · 2 threads · bfloat16 channels_last'."""
     tags = {tag: trial[tag] for tag in SURROUNDINGS if pd.notna(trial[tag])}
     device = tags.get("device_name", tags.get("device", "device unknown"))
     if tags.get("device") == "paced":
@@ -166,4 +166,5 @@ def _describe(trial: pd.Series) -> str:
     threads = f"{tags['threads']} thread" + ("s" if tags["threads"] != "1" else "") if "threads" in tags else None
     numbers = " ".join([*filter(None, [tags.get("precision")]), *(["channels_last"] if tags.get("channels_last") == "true" else [])])
     cpu = tags.get("cpu_name") if tags.get("cpu_name") != device else None
-    return " · ".join(filter(None, [device, cpu, tags.get("node"), threads, numbers]))
+    cores = f"{tags['cores']} core" + ("s" if tags["cores"] != "1" else "") if "cores" in tags else None
+    return " · ".join(filter(None, [device, cpu, cores, threads, numbers]))

@@ -11,6 +11,7 @@ and says what happened through one callable. Records are plain dicts, fit for on
 Evaluation and snapshots stand outside the epoch's clock. A metric that was not measured is absent, never 0.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -147,6 +148,8 @@ def _setup(trial: Trial, device: str, corpus: corpora.PreparedCorpus, steps: int
         "kind": "setup",
         "device": device,
         "device_name": accelerator.name_of(device, config.device),
+        "cpu_name": accelerator.cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
         "precision": trial.pinned.precision,
         "channels_last": trial.pinned.channels_last,
         "threads": trial.pinned.threads,

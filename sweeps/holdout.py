@@ -42,7 +42,7 @@ def interval(correct: int, clips: int) -> str:
 
 
 def _best(sweep: Sweep) -> "Run":
-    """The run with the highest validation accuracy of its ensemble; of equals the one trained faster."""
+    """The run with the highest validation accuracy of its ensemble; of equals the first that ended, whose snapshots are kept."""
     planned = {trial.key for trial in sweep.plan.trials}
     runs = [run for run in sweep.tracking.trials(sweep.parent) if run.data.tags["key"] in planned]
     learned = [run for run in runs if "ensemble_accuracy" in run.data.metrics]
@@ -50,7 +50,7 @@ def _best(sweep: Sweep) -> "Run":
         raise PreflightError(
             "--test: no trial of this sweep has learned anything yet, so there is no ensemble to read the test split with."
         )
-    return max(learned, key=lambda run: (run.data.metrics["ensemble_accuracy"], -run.data.metrics["train_s"]))
+    return max(learned, key=lambda run: (run.data.metrics["ensemble_accuracy"], -run.info.end_time))
 
 
 def _measure(sweep: Sweep, run: "Run") -> "Run":
@@ -59,14 +59,12 @@ def _measure(sweep: Sweep, run: "Run") -> "Run":
     folder = sweep.folder / "test"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    kept = {artifact.path for artifact in sweep.tracking.client.list_artifacts(run.info.run_id, "snapshots")}
-    cycles = len(spec.config.sgdr.cycles())
+    kept, cycles = sweep.tracking.client.list_artifacts(run.info.run_id, "snapshots"), len(spec.config.sgdr.cycles())
     if len(kept) < cycles:
         name = run_name(spec.block, spec.swept, spec.repeat)
         raise PreflightError(f"--test: {name} keeps {len(kept)} of its {cycles} snapshots. Run the sweep with snapshots.keep: best or all.")
-    for path in kept:
-        sweep.tracking.client.download_artifacts(run.info.run_id, path, str(folder))
-    trial = Trial(config=spec.config, seed=spec.seed, pinned=_pinned(run.data.tags), folder=str(folder / "snapshots"))
+    snapshots = sweep.tracking.client.download_artifacts(run.info.run_id, "snapshots", str(folder))
+    trial = Trial(config=spec.config, seed=spec.seed, pinned=_pinned(run.data.tags), folder=snapshots)
     task = Task("test", trial.model_dump(), private=False)
     answer = result_of(sweep.template, task, folder / "stderr.log", "test", "--test: {problem}")
     names = {"accuracy": "test_accuracy", "ensemble_accuracy": "test_ensemble_accuracy", "clips": "test_clips"}

@@ -21,6 +21,8 @@ from sweeps.tracking import Tracking
 SETUP_TAGS = (
     "device",
     "device_name",
+    "cpu_name",
+    "cores",
     "precision",
     "channels_last",
     "threads",

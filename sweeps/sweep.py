@@ -61,8 +61,7 @@ def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[S
         node = preflight.survey(template, config.resources.shm == "private", folder / "preflight.log")
         made = plan(config, lambda corpus: corpora.prepare(corpus, say).fingerprint)
         trials = made.trials
-        for trial in trials:
-            node.device(trial.config)
+        request(config, node, trials)  # what the node can't give is known before anything is prepared
         preflight.prepare(template, [trial.config for trial in trials], folder / "preflight.log", say)
         rows = [{"key": t.key, "block": t.block, "repeat": t.repeat, "swept": t.swept} for t in trials]
         parent = tracking.start_sweep(config.name, text, rows, rebuild)
@@ -85,9 +84,10 @@ def run(sweep: Sweep, say: Say) -> list[TrialSpec]:
     left = sweep.left
     if left:
         launch = _launch(sweep, say)
-        settled = _counter(sweep, say)
-        runner.run(left, launch, sweep.node, _request(sweep, left), settled)
-        sweep.tracking.close_orphans(sweep.parent)
+        try:
+            runner.run(left, launch, sweep.node, request(sweep.config, sweep.node, left), _counter(sweep, say))
+        finally:
+            sweep.tracking.close_orphans(sweep.parent)
         sweep.settled |= sweep.tracking.settled_keys(sweep.parent)
     return sweep.left
 
@@ -110,19 +110,18 @@ def _launch(sweep: Sweep, say: Say) -> Launch:
     )
 
 
-def _request(sweep: Sweep, left: list[TrialSpec]) -> dict[str, float]:
-    """Ray resources of every trial: the whole node's cores where trials hold it alone."""
-    asked = sweep.config.resources
-    cores = len(sweep.node.cpus)
-    on_gpu = any(sweep.node.device(trial.config) == "cuda" for trial in left)
-    cpus = cores if asked.exclusive_node or asked.cpus == "auto" else asked.cpus
+def request(config: SweepConfig, node: Node, trials: list[TrialSpec]) -> dict[str, float]:
+    """Ray resources of every trial, as {"CPU": 8, "GPU": 1}: the whole node's cores where trials hold it alone. PreflightError."""
+    asked, cores = config.resources, len(node.cpus)
+    on_gpu = "cuda" in {node.device(trial.config) for trial in trials}
+    cpus = cores if asked.cpus == "auto" else asked.cpus
     gpus = float(on_gpu) if asked.gpus == "auto" else asked.gpus
-    if cpus > cores or gpus > len(sweep.node.gpus):
+    if cpus > cores or gpus > len(node.gpus):
         raise PreflightError(
-            f"resources: a trial asks for {cpus} cores and {gpus:g} GPUs; this machine has {cores} and {len(sweep.node.gpus)}. "
+            f"resources: a trial asks for {cpus} cores and {gpus:g} GPUs; this machine has {cores} and {len(node.gpus)}. "
             "Write auto, or what it has."
         )
-    return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+    return {"CPU": cores if asked.exclusive_node else cpus} | ({"GPU": gpus} if gpus else {})
 
 
 def _counter(sweep: Sweep, say: Say) -> Callable[[TrialSpec, dict[str, Any]], None]:
@@ -149,18 +148,6 @@ def _told(result: dict[str, Any]) -> str:
     if "ensemble_accuracy" in summary:
         parts.append(f"ensemble {100 * summary['ensemble_accuracy']:.1f} %, last snapshot {100 * summary['accuracy']:.1f} %")
     return ", ".join(parts)
-
-
-def failures(sweep: Sweep) -> list[str]:
-    """A line for each trial that is not settled: its name, how its latest attempt ended, and where its log is."""
-    latest: dict[str, Any] = {}
-    for attempt in sweep.tracking.trials(sweep.parent):
-        latest.setdefault(attempt.data.tags["key"], attempt)
-    lines = []
-    for trial in sweep.left:
-        tags = latest[trial.key].data.tags if trial.key in latest else {"outcome": "not started", "evidence": "the launch ended before"}
-        lines.append(f"{run_name(trial.block, trial.swept, trial.repeat)}  {tags.get('outcome')}: {tags.get('evidence')}")
-    return lines
 
 
 def provenance() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from speech.config import TrialConfig
 from sweeps.tracking import Tracking, connect
 from tests.tones import write_tones
 
-HARDWARE = {"device": "cpu", "device_name": "Planted CPU", "node": "box-1", "threads": 2, "precision": "float32"}
+HARDWARE = {"device": "cpu", "device_name": "Planted CPU", "cores": 2, "threads": 2, "precision": "float32"}
 CONFIG = {
     "corpus": {"name": "synthetic", "words": ["yes", "no"]},
     "loader": {"num_workers": 0, "shm_size": None, "form": "wav"},

@@ -47,7 +47,7 @@ def test_the_page_says_it_all_within_a_hundred_columns(tracking, plant):
     (text,) = tables(plant_sweep(tracking, plant, [*completed(8, ACCURACIES[8]), *completed(2, ACCURACIES[2])]))
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
-    assert lines[:2] == ["Validation accuracy by SGDR cycle length, block cycles", "Planted CPU · box-1 · 2 threads · float32"]
+    assert lines[:2] == ["Validation accuracy by SGDR cycle length, block cycles", "Planted CPU · 2 cores · 2 threads · float32"]
     cells = [line.split("  ") for line in lines if line.startswith(("2 ", "8, "))]
     assert [[cell.strip() for cell in row if cell.strip()] for row in cells] == [
         ["2", "4", "82.0 ± 2.0", "83.0 ± 1.7", "87.0 ± 2.6", "86.0", "+1.0 (-1.5 to +3.5)", "62", "3"],

@@ -32,7 +32,7 @@ def test_a_row_a_trial_failed_ones_included(tracking, plant):
     assert frame["repeat"].tolist() == [1, 1, 1]
     assert frame["corpus.words"].tolist() == ['["yes", "no"]'] * 3
     assert frame["sgdr.lr"].tolist() == [0.01] * 3
-    assert frame.loc[0, ["node", "device", "device_name", "threads"]].tolist() == ["box-1", "cpu", "Planted CPU", "2"]
+    assert frame.loc[0, ["cores", "device", "device_name", "threads"]].tolist() == ["2", "cpu", "Planted CPU", "2"]
     assert (frame.loc[0, "epoch_s"], frame.loc[0, "accuracy"], frame.loc[0, "validation_clips"]) == (4.0, 0.5, 300.0)
     assert frame.loc[1:, "epoch_s"].isna().all()
     assert frame.loc[2, "shm_peak_bytes"] == 64 << 20
@@ -102,14 +102,14 @@ def test_only_equal_parameters_and_surroundings_are_comparable(tracking, plant):
     plant(parent, {"loader.num_workers": 0, "loader.form": "wav"}, key="a")
     plant(parent, {"loader.num_workers": 2, "loader.form": "wav"}, 2, key="b")
     plant(parent, {"loader.num_workers": 0, "loader.form": "png"}, key="c")
-    plant(parent, {"loader.num_workers": 0, "loader.form": "wav"}, key="d", tags={"node": "box-2"})
+    plant(parent, {"loader.num_workers": 0, "loader.form": "wav"}, key="d", tags={"cores": 4})
     plant(parent, {"loader.num_workers": 0, "loader.form": "wav"}, key="e", block="other")
     found = {(group.block, group.varied, group.surroundings): group.trials["key"].tolist() for group in groups(tracking)}
     assert found == {
-        ("workers", "form=wav", "Planted CPU · box-1 · 2 threads · float32"): ["a", "b"],
-        ("workers", "form=png", "Planted CPU · box-1 · 2 threads · float32"): ["c"],
-        ("workers", "form=wav", "Planted CPU · box-2 · 2 threads · float32"): ["d"],
-        ("other", "", "Planted CPU · box-1 · 2 threads · float32"): ["e"],
+        ("workers", "form=wav", "Planted CPU · 2 cores · 2 threads · float32"): ["a", "b"],
+        ("workers", "form=png", "Planted CPU · 2 cores · 2 threads · float32"): ["c"],
+        ("workers", "form=wav", "Planted CPU · 4 cores · 2 threads · float32"): ["d"],
+        ("other", "", "Planted CPU · 2 cores · 2 threads · float32"): ["e"],
     }
 
 
@@ -136,7 +136,7 @@ def test_failures_are_named_with_their_evidence(tracking, plant):
     parent = open_sweep(tracking, "a")
     plant(parent, {"loader.num_workers": 2}, key="a", outcome="data_error")
     text = render("first-look", tracking.uri)
-    assert text.startswith("Sweep first-look: 1 bad data\nworkers · num_workers=2 · 1: data_error, planted\n")
+    assert text.startswith("Sweep first-look: 1 bad data\nworkers · num_workers=2 · repeat 1: data_error, planted\n")
 
 
 def test_the_rebuild_command_names_only_what_is_not_the_default():

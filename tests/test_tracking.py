@@ -47,7 +47,7 @@ def test_a_trial_carries_its_parameters_tags_and_place(tracking):
     parent = open_sweep(tracking)
     config = TrialConfig(corpus={"words": ["yes", "no"]}, loader={"num_workers": 4, "shm_size": "64M"}).model_dump()
     run = tracking.client.get_run(open_trial(tracking, parent, config=config, tags={"node": "box-1", "threads": 2, "device_name": None}))
-    assert run.info.run_name == "workers · num_workers=4 shm_size=64M · 1"
+    assert run.info.run_name == "workers · num_workers=4 shm_size=64M · repeat 1"
     tags = run.data.tags
     assert tags["mlflow.parentRunId"] == parent
     assert (tags["kind"], tags["key"], tags["block"], tags["repeat"]) == ("trial", "k", "workers", "1")
@@ -61,8 +61,8 @@ def test_a_trial_carries_its_parameters_tags_and_place(tracking):
 
 
 def test_run_names_tell_parameters_of_the_same_last_name_apart():
-    assert run_name("", {"corpus.name": "folder", "features.name": "mfcc"}, 2) == "corpus.name=folder features.name=mfcc · 2"
-    assert run_name("shm", {"loader.shm_size": None, "sgdr.lr": 1e-4}, 1) == "shm · shm_size=node lr=0.0001 · 1"
+    assert run_name("", {"corpus.name": "folder", "features.name": "mfcc"}, 2) == "corpus.name=folder features.name=mfcc · repeat 2"
+    assert run_name("shm", {"loader.shm_size": None, "sgdr.lr": 1e-4}, 1) == "shm · shm_size=node lr=0.0001 · repeat 1"
 
 
 def test_series_have_epochs_and_cycles_as_steps_and_what_was_not_measured_is_absent(tracking):
@@ -135,7 +135,7 @@ def test_orphans_of_a_dead_launch_are_closed_and_not_settled(tracking):
     done = open_trial(tracking, parent, key="done")
     tracking.finish_trial(done, "completed", "", {})
     orphan = open_trial(tracking, parent, key="orphan")
-    assert tracking.close_orphans(parent) == ["workers · num_workers=4 shm_size=64M · 1"]
+    assert tracking.close_orphans(parent) == ["workers · num_workers=4 shm_size=64M · repeat 1"]
     assert tracking.close_orphans(parent) == []
     run = tracking.client.get_run(orphan)
     assert (run.info.status, run.data.tags["outcome"]) == ("KILLED", "interrupted")

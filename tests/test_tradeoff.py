@@ -14,7 +14,7 @@ MB = 1 << 20
 
 PAGE = """\
 Epoch seconds by num_workers and shm_size, block workers
-modelled accelerator, paced: 25 ms a step, 0 ms of host CPU · Planted CPU · box-1 · 2 threads ·
+modelled accelerator, paced: 25 ms a step, 0 ms of host CPU · Planted CPU · 2 cores · 2 threads ·
 float32
 
 workers  shm 64M                     n  shm node             n
@@ -104,7 +104,7 @@ def test_markdown_holds_the_same_cells(frame):
 
 
 def test_hardware_and_other_parameters_are_never_pooled(tracking, plant):
-    box2 = PACED | {"node": "box-2"}
+    box2 = PACED | {"cores": 4}
     form = {"loader.form": "png"}
     trials = [*worker_trials(0, 64 * MB, [10.0]), *worker_trials(2, 64 * MB, [5.0])]
     trials += [(swept, 2, outcome, 2 * time, box2) for swept, _, outcome, time, _ in trials]
@@ -112,14 +112,14 @@ def test_hardware_and_other_parameters_are_never_pooled(tracking, plant):
     cells = epoch_times(plant_sweep(tracking, plant, trials))
     medians = {(cell.varied, cell.surroundings.split(" · ")[2], cell.num_workers): cell.median_s for cell in cells.itertuples()}
     assert medians == {
-        ("form=wav", "box-1", 0): 10.0,
-        ("form=wav", "box-1", 2): 5.0,
-        ("form=wav", "box-2", 0): 20.0,
-        ("form=wav", "box-2", 2): 10.0,
-        ("form=png", "box-1", 0): 1.0,
-        ("form=png", "box-1", 2): 0.5,
-        ("form=png", "box-2", 0): 2.0,
-        ("form=png", "box-2", 2): 1.0,
+        ("form=wav", "2 cores", 0): 10.0,
+        ("form=wav", "2 cores", 2): 5.0,
+        ("form=wav", "4 cores", 0): 20.0,
+        ("form=wav", "4 cores", 2): 10.0,
+        ("form=png", "2 cores", 0): 1.0,
+        ("form=png", "2 cores", 2): 0.5,
+        ("form=png", "4 cores", 0): 2.0,
+        ("form=png", "4 cores", 2): 1.0,
     }
     assert (cells["n"] == 1).all()
 

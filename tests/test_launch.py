@@ -1,0 +1,258 @@
+"""The whole way, through real Ray and real MLflow: a file, trials in process trees, runs, tables."""
+
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from analysis.runs import sweep_runs
+from sweeps.tracking import connect, resolve_uri
+from tests.test_isolation import can_isolate, wait_until
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
+
+SWEEP = """
+name: planted
+seed: 7
+parameters:
+  corpus: {{name: folder, path: {tones}, words: [low, high]}}
+  features: {{n_mels: 16, hop_ms: 25.0}}
+  sgdr: {{epochs: 2}}
+blocks:
+  workers:
+    repeats: {repeats}
+    parameters:
+      loader:
+        form: png
+        batch_size: 4               # 2.3 MiB a batch
+        num_workers: {{values: [0, 2]}}
+        shm_size: {{values: [4M, 64M]}}
+      device: {{first_of: [paced], step_s: 0.05}}
+  cycles:
+    metric: {{name: ensemble_accuracy, goal: maximize}}
+    parameters:
+      device: cpu
+      loader: {{batch_size: 4}}
+      sgdr: {{cycle_epochs: {{values: [1, 2]}}}}
+"""
+
+
+def launch(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, ROOT / "launch.py", "sweep.yaml", *flags], cwd=folder, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def launched(tones, tmp_path_factory):
+    """The planted sweep, run once with --test: its folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("launched")
+    (folder / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=1))
+    done = launch(folder, "--test")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def runs(launched):
+    folder, _ = launched
+    return sweep_runs("planted", f"sqlite:///{folder}/mlflow.db")
+
+
+def cells(text: str, title: str) -> list[list[str]]:
+    """The rows of the table below `title`, split where two spaces are."""
+    body = text[text.index(title) :].split("\n\n")[1].splitlines()
+    return [re.split(r"\s{2,}", line.strip()) for line in body]
+
+
+def test_each_cell_of_the_worker_table_is_its_runs(launched, runs) -> None:
+    table = cells(launched[1].stdout, "Epoch seconds by num_workers and shm_size")
+    assert table[0][0] == "workers"
+    assert [re.sub("shm ", "", cell) for cell in table[0][1:]] == ["4M", "n", "64M", "n"]
+    for row in table[2:]:
+        for size, cell, n in zip((4 << 20, 64 << 20), row[1::2], row[2::2], strict=True):
+            (trial,) = runs[(runs["loader.num_workers"] == int(row[0])) & (runs["loader.shm_size"] == size)].itertuples()
+            if trial.outcome == "completed":
+                assert float(cell) == pytest.approx(trial.epoch_s, rel=0.01)
+                assert n == "1"
+            else:
+                assert (cell, n) == ("1 of 1 overflowed", "0")
+
+
+def test_two_workers_overflow_the_small_shm_and_nothing_else_does(runs) -> None:
+    workers = runs[runs["block"] == "workers"]
+    overflowed = {
+        tuple(row) for row in workers[workers["outcome"] == "shm_exhausted"][["loader.num_workers", "loader.shm_size"]].to_numpy()
+    }
+    assert overflowed == {(2, 4 << 20)}
+    assert (workers["outcome"] == "completed").sum() == 3
+    assert runs["evidence"][runs["outcome"] == "shm_exhausted"].item().startswith("/dev/shm of 4.0 MiB")
+
+
+def test_each_cell_of_the_cycle_table_is_its_runs(launched, runs) -> None:
+    cycles = runs[runs["block"] == "cycles"].set_index("sgdr.cycle_epochs")
+    table = cells(launched[1].stdout, "Validation accuracy by SGDR cycle length")
+    rows = {row[0].split(",")[0]: row for row in table if row[0].split(",")[0] in ("1", "2")}
+    for length, row in rows.items():
+        trial = cycles.loc[int(length)]
+        assert [float(value) for value in row[2:5]] == pytest.approx(
+            [100 * trial[name] for name in ("accuracy", "best_snapshot_accuracy", "ensemble_accuracy")], abs=0.06
+        )
+    assert set(rows) == {"1", "2"}
+
+
+def test_summaries_are_medians_of_the_warm_epochs_of_the_records(launched, runs) -> None:
+    client = connect(resolve_uri(f"sqlite:///{launched[0]}/mlflow.db"))
+    for trial in runs[runs["outcome"] == "completed"].itertuples():
+        lines = Path(client.download_artifacts(trial.run_id, "records.jsonl")).read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        warm = [record["metrics"]["time/epoch_s"] for record in records if record["kind"] == "epoch" and not record["warmup"]]
+        series = [point.value for point in client.get_metric_history(trial.run_id, "time/epoch_s")]
+        assert trial.epoch_s == statistics.median(warm)
+        assert series[1:] == warm
+        assert records[-1]["kind"] == "exit"
+
+
+def test_a_run_says_where_and_with_what_it_ran(launched, runs) -> None:
+    client = connect(resolve_uri(f"sqlite:///{launched[0]}/mlflow.db"))
+    tags = client.get_run(runs[runs["block"] == "workers"]["run_id"].iloc[0]).data.tags
+    assert int(tags["shm_limit_bytes"]) == int(client.get_run(runs["run_id"].iloc[0]).data.params["loader.shm_size"])
+    assert tags["device"] == "paced"
+    assert int(tags["cores"]) == len(os.sched_getaffinity(0))
+    assert json.loads(tags["versions"]).keys() >= {"torch", "ray", "mlflow"}
+
+
+def test_snapshots_and_confusion_are_kept_with_the_best_trial(launched, runs) -> None:
+    client = connect(resolve_uri(f"sqlite:///{launched[0]}/mlflow.db"))
+    learned = runs[runs["block"] == "cycles"]
+    best = learned.sort_values("ensemble_accuracy", ascending=False, kind="stable").iloc[0]
+    kept = {file.path for file in client.list_artifacts(best["run_id"], "snapshots")}
+    assert len(kept) == {1: 2, 2: 1}[best["sgdr.cycle_epochs"]]
+    rows = Path(client.download_artifacts(best["run_id"], "confusion.csv")).read_text().splitlines()
+    assert rows[0] == "true \\ said,low,high"
+    assert sum(int(cell) for row in rows[1:] for cell in row.split(",")[1:]) == 6
+
+
+def test_the_test_split_is_read_once(launched, runs) -> None:
+    folder, done = launched
+    assert "test split read, once" in done.stdout
+    assert runs["test_ensemble_accuracy"].notna().sum() == 1
+    (said,) = re.findall(r"test accuracy of the best ensemble on validation, .*: (.*) % \((\d) of 6;", done.stdout)
+    best = runs[runs["test_ensemble_accuracy"].notna()].iloc[0]
+    assert float(said[0]) == pytest.approx(100 * best["test_ensemble_accuracy"], abs=0.05)
+    again = launch(folder, "--test")
+    assert again.returncode == 0
+    assert "test split read" not in again.stdout
+    assert f"({said[1]} of 6;" in again.stdout
+
+
+def test_settled_trials_do_not_run_again_and_a_new_repeat_does(launched, tones) -> None:
+    folder, _ = launched
+    (folder / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=2))
+    done = launch(folder, "--set", "blocks.workers.parameters.loader.num_workers=0", "--set", "blocks.cycles.repeats=1")
+    assert "6 trials (4 in workers, 2 in cycles), 4 settled, 2 to run" in done.stdout
+    assert done.returncode == 0
+
+
+def test_the_terminal_shows_our_lines_and_nothing_of_ray_or_mlflow(launched) -> None:
+    _, done = launched
+    assert done.stderr == ""
+    noise = re.compile(r"ray|raylet|tune|alembic|warning|INFO|deprecat", re.IGNORECASE)
+    assert not [line for line in done.stdout.splitlines() if noise.search(line)]
+
+
+def test_the_tables_are_rebuilt_from_the_tracker_alone(launched) -> None:
+    folder, done = launched
+    again = subprocess.run([sys.executable, "-m", "analysis", "planted"], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                           capture_output=True, text=True, check=True)  # fmt: skip
+    title = "Validation accuracy by SGDR cycle length"
+    assert cells(again.stdout, title) == cells(done.stdout, title)
+
+
+def test_nothing_is_left_running_or_lying_about(launched) -> None:
+    folder, _ = launched
+    assert not [process for process in psutil.process_iter() if str(folder) in " ".join(_words(process))]
+    left = sorted(path.name for path in (folder / ".sweeps" / "planted").iterdir())
+    assert left == ["lock", "preflight.log"]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return [*process.cmdline(), process.cwd()]
+    except psutil.Error:
+        return []
+
+
+def test_ctrl_c_leaves_nothing_running_and_the_rest_runs_next_time(tones, tmp_path) -> None:
+    text = (
+        SWEEP.format(tones=tones, repeats=1).split("  cycles:")[0].replace("step_s: 0.05", "step_s: 1.0").replace("epochs: 2", "epochs: 3")
+    )
+    (tmp_path / "sweep.yaml").write_text(text)
+    heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a test runner in the background may have it ignored
+    code = f"import signal, sys; {heed}; sys.path.insert(0, {str(ROOT)!r}); import launch; sys.exit(launch.main(['sweep.yaml']))"
+    command = [sys.executable, "-c", code]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    folder = tmp_path / ".sweeps" / "planted"
+    assert wait_until(lambda: any(file.stat().st_size for file in folder.glob("*/records.jsonl")), seconds=60)
+    os.killpg(running.pid, signal.SIGINT)  # as the terminal does: to every process of the foreground group
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, out + err
+    assert "Traceback" not in err
+    assert wait_until(lambda: not [p for p in psutil.process_iter() if str(tmp_path) in " ".join(_words(p))])
+    states = {run.data.tags.get("outcome") for run in _children(tmp_path)}
+    assert "interrupted" in states
+    assert "RUNNING" not in {run.info.status for run in _children(tmp_path)}
+    done = launch(tmp_path, "--set", "blocks.workers.parameters.device.step_s=1.0")
+    assert done.returncode == 0
+    assert "3 completed, 1 overflowed" in done.stdout
+
+
+def _children(folder: Path) -> list:
+    client = connect(resolve_uri(f"sqlite:///{folder}/mlflow.db"))
+    experiment = client.get_experiment_by_name("speech")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], "tags.kind = 'trial'"))
+
+
+def test_a_second_launch_of_a_sweep_is_told_who_holds_it(launched) -> None:
+    import fcntl
+
+    folder, _ = launched
+    with (folder / ".sweeps" / "planted" / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = launch(folder)
+    assert done.returncode == 3
+    assert re.search(r"process \d+ runs this sweep already", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("flag", "code", "message"),
+    [
+        ("parameters.sgdr.epoch=3", 2, "Did you mean epochs"),
+        ("parameters.corpus.path=/no/such/place", 3, "/no/such/place"),
+        ("parameters.corpus.words=[low, hihg]", 3, "Did you mean high"),
+        ("blocks.cycles.parameters.device=cuda", 3, "no CUDA GPU"),
+        ("tracking.uri=http://127.0.0.1:9", 3, "tracking.uri http://127.0.0.1:9 can't be used"),
+        ("resources.gpus=4", 3, "4 GPUs"),
+    ],
+)
+def test_what_can_not_run_is_said_before_anything_starts(tones, tmp_path, monkeypatch, flag: str, code: int, message: str) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=1))
+    if "cuda" in flag and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA GPU")
+    done = launch(tmp_path, "--set", flag)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob(".sweeps/planted/*/records.jsonl"))
