@@ -31,7 +31,7 @@ clean:
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {v.major}.{v.minor}: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "The venv module is missing or broken; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 
 $(VENV)/%.done: %.txt requirements.txt | $(VENV)/bin/python
 	@echo "Installing $< into $(VENV): 6.5 GB and a few minutes the first time"

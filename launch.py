@@ -5,6 +5,7 @@ Exit codes: 0 every trial settled; 1 some trial failed; 2 faults in the YAML; 3 
 """
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
@@ -22,35 +23,41 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigFaults as faults:
         print(faults, file=sys.stderr)
         return 2
+    text = "\n".join([flags.sweep.read_text("utf-8").rstrip("\n"), *(f"# --set {override}" for override in flags.set), ""])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a line a trial also where the output is a file or a pipe
     try:
-        return launch(config, flags.sweep, flags.test)
+        return launch(config, text, flags.test)
     except KeyboardInterrupt:
         print("\nInterrupted. Settled trials are kept; the same command runs the rest.", file=sys.stderr)
         return 130
 
 
-def launch(config: SweepConfig, path: Path, test: bool) -> int:
-    """Runs a checked sweep to its tables; returns the exit code."""
+def launch(config: SweepConfig, text: str, test: bool) -> int:
+    """Runs a checked sweep to its tables; returns the exit code. `text`: the YAML, kept with the runs."""
     # Imported here: a faulty file is answered in a second, without MLflow
     from analysis.tables import rebuild_command, render
-    from speech.sources import CorpusError
     from sweeps import holdout, sweep
     from sweeps.preflight import PreflightError
 
     where = config.name, config.tracking.uri, config.tracking.experiment
     status, tables = "KILLED", None
     try:
-        with sweep.opened(config, path.read_text(), rebuild_command(*where), print) as opened:
+        with sweep.opened(config, text, rebuild_command(*where), print) as opened:
+            if test:
+                holdout.check(opened)
             print(sweep.heading(opened))
             try:
                 failed = sweep.run(opened, print)
                 status, tables = "FAILED" if failed else "FINISHED", render(*where, markdown=True)
                 print("\n" + render(*where))
-                if test:
+                if test and failed:
+                    print("--test waits until every trial is settled: the best ensemble may be among those that failed.")
+                elif test:
                     holdout.read(opened, print)
             finally:
                 opened.tracking.finish_sweep(opened.parent, status, tables)
-    except (PreflightError, CorpusError) as problem:
+    except PreflightError as problem:
         print(problem, file=sys.stderr)
         return 3
     return 1 if failed else 0

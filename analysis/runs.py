@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_EXPERIMENT = "speech"
+IDLE_AT_0 = ("loader.prefetch_factor", "loader.start_method", "loader.persistent_workers")  # a plan runs 0 workers once for all of these
 SURROUNDINGS = ("device", "device_name", "cpu_name", "cores", "threads", "precision", "channels_last")  # tags; equal or not pooled
 
 
@@ -80,10 +81,21 @@ def comparable(frame: pd.DataFrame, spread: tuple[str, ...]) -> Iterator[Compara
         trials = _with_surroundings(trials)
         varying = [column for column in trials if "." in column and column not in spread and trials[column].nunique(dropna=False) > 1]
         names = short_names(varying)
+        idle = [column for column in varying if column in IDLE_AT_0]
         for _, group in trials.groupby([*varying, *SURROUNDINGS], sort=False, dropna=False):
             first = group.iloc[0]
+            if idle:
+                group = pd.concat([group, _alike_at_0(trials, first, [*varying, *SURROUNDINGS], idle)]).drop_duplicates("key")
             varied = " ".join(f"{names[column]}={_shown(column, first[column])}" for column in varying)
             yield Comparable(str(block), varied, _describe(first), group)
+
+
+def _alike_at_0(trials: pd.DataFrame, first: pd.Series, columns: list[str], idle: list[str]) -> pd.DataFrame:
+    """The trials without workers that differ from `first` in nothing but keys that mean nothing at 0 workers: their baseline too."""
+    alike = trials["loader.num_workers"] == 0
+    for column in (column for column in columns if column not in idle):
+        alike &= (trials[column] == first[column]) | (trials[column].isna() & pd.isna(first[column]))
+    return trials[alike.fillna(False)]
 
 
 def _find(name: str, uri: str, experiment: str) -> "tuple[MlflowClient, Run]":

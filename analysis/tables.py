@@ -56,7 +56,7 @@ def _next(name: str, uri: str, experiment: str, markdown: bool) -> str:
     uri = resolve_uri(uri)
     see = uri
     if database_file(uri):
-        see = "make ui" if uri == resolve_uri(DEFAULT_URI) else f"mlflow ui --backend-store-uri {uri}"
+        see = "make ui" if uri == resolve_uri(DEFAULT_URI) else f"python -m mlflow ui --backend-store-uri {uri}"
     commands = {"These tables again:": rebuild_command(name, uri, experiment), "Every epoch of every trial:": see}
     if markdown:
         return "\n".join(f"- {what} `{command}`" for what, command in commands.items())

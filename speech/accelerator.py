@@ -4,14 +4,13 @@
 transformed and shipped for real, so the epoch's timing is a loader's timing; it learns nothing.
 """
 
-import platform
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
 from speech.config import Device, Model, Pinned, Precision, TrialConfig
+from speech.cpu import cpu_model
 from speech.learner import Learner
 
 PROBE_STEPS = 5
@@ -37,18 +36,11 @@ def name_of(device: str, keys: Device) -> str:
         return torch.cuda.get_device_name()
     if device == "paced":
         return f"paced: {keys.step_s * 1000:g} ms a step, {keys.host_s * 1000:g} ms of host CPU"
-    return cpu_name()
+    return cpu_model()
 
 
 def gpu_names() -> list[str]:
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-
-
-def cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def work_paced(keys: Device) -> tuple[float, float]:

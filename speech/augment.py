@@ -15,7 +15,7 @@ MASKS = 2  # bands and stretches blanked per clip (SpecAugment, Park et al., Int
 
 
 def draws(*key: int) -> np.random.Generator:
-    """The random stream of `key`: (seed, epoch, clip index) for a clip, (seed, epoch) for the order of an epoch."""
+    """The random stream of `key`: (seed, epoch, clip index) for a clip. Trailing zeros count for nothing in it."""
     return np.random.default_rng(key)
 
 

@@ -53,7 +53,7 @@ class Corpus(Group):
     words: list[Annotated[str, Field(min_length=1)]] | None = Field(None, description="the words to tell apart; all folders when absent")
     unknown: int = Field(0, ge=0, description="pool at most this many clips a split of the other words as 'unknown'; 0: none")
     silence: int = Field(0, ge=0, description="cut this many clips a split from _background_noise_ as 'silence'; 0: none")
-    seconds: float = Field(1.0, gt=0, le=60, description="length of a clip in seconds: shorter are padded, longer cut, centred")
+    seconds: float = Field(1.0, ge=0.1, le=60, description="length of a clip in seconds: shorter are padded, longer cut, centred")
     speaker: str = Field(r"^(.+?)_nohash_", description="regular expression whose first group finds the speaker in a clip's file name")
     clips: int = Field(2000, ge=20, le=1_000_000, description="how many clips the synthetic corpus speaks, all splits together")
     on_bad_clip: Literal["fail", "skip"] = Field("fail", description="an unreadable clip stops the sweep, or is left out and counted")

@@ -73,13 +73,16 @@ def prepare(config: Corpus, report: Report = print) -> PreparedCorpus:
 
     `report` gets a line when something takes time. Several processes may prepare the same corpus at once. Raises CorpusError.
     """
-    root = obtain(config, report)
-    files = list_files(root)
-    manifest = cache_dir() / "manifests" / f"{_manifest_key(config, root, files)}.json"
-    if manifest.is_file():
-        return _load(root, manifest)
-    corpus = scan(root, files, config, report)
-    _save(corpus, manifest)
+    try:
+        root = obtain(config, report)
+        files = list_files(root)
+        manifest = cache_dir() / "manifests" / f"{_manifest_key(config, root, files)}.json"
+        if manifest.is_file():
+            return _load(root, manifest)
+        corpus = scan(root, files, config, report)
+        _save(corpus, manifest)
+    except OSError as error:
+        raise CorpusError(f"corpus {config.name}: {error.filename}: {error.strerror}. Its folders must be readable, the cache writable.") from error
     return corpus
 
 
@@ -92,6 +95,9 @@ def scan(root: Path, files: Iterable[str], config: Corpus, report: Report) -> Pr
     others = {word: paths for word, paths in by_word.items() if word not in words} if config.unknown else {}
     candidates = [path for word, paths in by_word.items() if word in words or word in others for path in paths]
     speakers = {path: speaker_of(path, config.speaker) for path in candidates}
+    nameless = sum(re.search(config.speaker, path.rsplit("/", 1)[-1]) is None for path in speakers)
+    if nameless:
+        report(f"{nameless:,} of {len(speakers):,} file names don't match corpus.speaker; each counts as a speaker of its own")
     splits = _split(root, speakers, faults, report)
     chosen = {path: word for word in words for path in by_word.get(word, ())}
     chosen |= dict.fromkeys(_pool(others, splits, config.unknown), UNKNOWN)
@@ -129,7 +135,7 @@ def list_files(root: Path) -> dict[str, tuple[int, int]]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.lower().endswith(".wav") and not entry.name.startswith("."):
-                    status = entry.stat()
+                    status = entry.stat(follow_symlinks=os.path.exists(entry))  # a dangling link is a bad clip like any other
                     found[f"{folder.name}/{entry.name}"] = (status.st_size, status.st_mtime_ns)
     return dict(sorted(found.items()))
 

@@ -8,8 +8,8 @@ The sampler hands out (epoch, clip index) pairs, so a persistent worker knows th
 """
 
 import hashlib
-import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +27,7 @@ from speech.features import Picture, normalised
 
 IMAGE_SIDE = 224  # pixels; what ImageNet networks and the article's pictures use
 IMAGE_CHANNELS = 3
+ORDER_STREAM = 1  # the order of an epoch draws from (seed, epoch, 0, 1), apart from every clip's stream
 IMAGE_RANGE = 4.0  # a picture's brightness spans +-4 deviations of its row
 
 # torch advises against more workers than cores; here that is the question
@@ -52,7 +53,7 @@ def prepare_forms(config: TrialConfig, corpus: PreparedCorpus, report: Callable[
     if config.augment.noise and not corpus.noise:
         raise CorpusError(
             f"augment.noise {config.augment.noise:g} mixes in background noise, but {corpus.root} has none: put recordings of at least "
-            f"{config.corpus.seconds:g} s into {NOISE_FOLDER}/, or write augment.noise: 0."
+            f"{config.corpus.seconds / 0.8:g} s into {NOISE_FOLDER}/, or write augment.noise: 0."
         )
     picture = _picture(config, corpus)
     folder = image_folder(config, corpus)
@@ -78,9 +79,10 @@ def image_folder(config: TrialConfig, corpus: PreparedCorpus) -> Path:
 
 
 def _write_images(config: TrialConfig, corpus: PreparedCorpus, picture: Picture, folder: Path) -> None:
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     for split in ("training", "validation", "testing"):
-        (partial / split).mkdir(parents=True)
+        (partial / split).mkdir()
         for index, clip in enumerate(corpus.split(split)):
             waveform = torch.from_numpy(_read(corpus, clip, clip_samples(config)))
             to_image(picture(waveform[None])[0]).save(partial / split / f"{index}.png")
@@ -153,7 +155,7 @@ class EpochBatches(Sampler[list[Key]]):
         return self.clips // self.batch_size if self.seed is not None else -(-self.clips // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = range(self.clips) if self.seed is None else draws(self.seed, self.epoch).permutation(self.clips).tolist()
+        order = range(self.clips) if self.seed is None else draws(self.seed, self.epoch, 0, ORDER_STREAM).permutation(self.clips).tolist()
         for batch in range(len(self)):
             yield [(self.epoch, index) for index in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
 

@@ -10,7 +10,8 @@ from typing import Any
 from speech import accelerator, corpora
 from speech.config import Trial, TrialConfig
 from speech.evaluation import read_test_split
-from speech.loading import picture_shape, prepare_forms
+from speech.loading import make_loader, picture_shape, prepare_forms
+from speech.model import build
 from speech.timing import Gauge
 from speech.train import fit
 
@@ -23,13 +24,16 @@ def train(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
 
 
 def prepare(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
-    """Everything the trials of this configuration read from the cache. Arguments: a TrialConfig. Progress leaves as `say` records."""
+    """Makes what trials of this TrialConfig read from the cache, and tries what else they open. Progress leaves as `say` records."""
     config = TrialConfig.model_validate(arguments)
 
     def say(line: str) -> None:
         emit({"kind": "say", "line": line})
 
-    prepare_forms(config, corpora.prepare(config.corpus, say), say)
+    corpus = corpora.prepare(config.corpus, say)
+    prepare_forms(config, corpus, say)
+    make_loader(config, corpus, "training", 0, pin_memory=False)
+    build(len(corpus.labels), picture_shape(config)[0], config.model.weights)
 
 
 def probe(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:

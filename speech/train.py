@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from speech import accelerator, corpora, sgdr, snapshots
 from speech.augment import draws, mixup_weight
 from speech.config import Trial
+from speech.cpu import cpu_model
 from speech.learner import Interval, Learner
 from speech.loading import make_loader, picture_shape
 from speech.timing import Gauge, Timeline, accelerator_metrics, watched
@@ -148,7 +149,7 @@ def _setup(trial: Trial, device: str, corpus: corpora.PreparedCorpus, steps: int
         "kind": "setup",
         "device": device,
         "device_name": accelerator.name_of(device, config.device),
-        "cpu_name": accelerator.cpu_name(),
+        "cpu_name": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "precision": trial.pinned.precision,
         "channels_last": trial.pinned.channels_last,

@@ -35,6 +35,14 @@ def read(sweep: Sweep, say: Say) -> None:
     say(f"its last snapshot alone: {interval(round(metrics['test_accuracy'] * clips), clips)}")
 
 
+def check(sweep: Sweep) -> None:
+    """PreflightError where no trial of the plan could answer: said before any of them runs."""
+    if all(sweep.node.device(trial.config) == "paced" for trial in sweep.plan.trials):
+        raise PreflightError("--test: every trial runs on the paced device, which learns nothing, so there is nothing to test.")
+    if sweep.config.snapshots.keep == "none":
+        raise PreflightError("--test reads the snapshots of the best ensemble: write snapshots: {keep: best} or all.")
+
+
 def interval(correct: int, clips: int) -> str:
     """'90.5 % (447 of 494; 95 % interval 87.6 to 92.8)': Wilson's interval of a proportion."""
     low, high = binomtest(correct, clips).proportion_ci(method="wilson")
@@ -62,7 +70,7 @@ def _measure(sweep: Sweep, run: "Run") -> "Run":
     kept, cycles = sweep.tracking.client.list_artifacts(run.info.run_id, "snapshots"), len(spec.config.sgdr.cycles())
     if len(kept) < cycles:
         name = run_name(spec.block, spec.swept, spec.repeat)
-        raise PreflightError(f"--test: {name} keeps {len(kept)} of its {cycles} snapshots. Run the sweep with snapshots.keep: best or all.")
+        raise PreflightError(f"--test: {name} keeps {len(kept)} of its {cycles} snapshots; run the sweep under another name.")
     snapshots = sweep.tracking.client.download_artifacts(run.info.run_id, "snapshots", str(folder))
     trial = Trial(config=spec.config, seed=spec.seed, pinned=_pinned(run.data.tags), folder=snapshots)
     task = Task("test", trial.model_dump(), private=False)

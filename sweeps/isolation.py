@@ -42,7 +42,7 @@ class IsolationError(OSError):
 
 @dataclass(frozen=True)
 class Task:
-    """What a tree is to do: `name` is one of init.TASKS, `arguments` its JSON."""
+    """What a tree is to do: `name` is one of speech.tasks.TASKS, `arguments` its JSON."""
 
     name: str
     arguments: Record

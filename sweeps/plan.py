@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from speech.config import Corpus, Loader, TrialConfig
@@ -93,13 +94,13 @@ def _points(block: ResolvedBlock) -> tuple[list[_Point], list[Removed]]:
     distinct: dict[str, _Point] = {}
     for point in kept:
         trial = TrialConfig.model_validate(point.parameters)
-        distinct.setdefault(json.dumps(_deciding(trial), sort_keys=True), (trial, _swept(trial, list(point.choice))))
+        deciding = _deciding(trial) | {"corpus": trial.corpus.model_dump(mode="json")}  # the fingerprint is not known here
+        distinct.setdefault(json.dumps(deciding, sort_keys=True), (trial, _swept(trial, list(point.choice))))
     if len(distinct) < len(kept):
-        axes = [
-            key for key in _OF_WORKERS if ("loader", key) in grid.swept(block.parameters) or ("loader",) in grid.swept(block.parameters)
-        ]
-        verb = "has" if len(axes) == 1 else "have"
-        removed.append(Removed(block.name, len(kept) - len(distinct), f"{', '.join(axes)} {verb} no effect at 0 workers"))
+        swept = grid.swept(block.parameters)
+        idle = [key for key in _OF_WORKERS if ("loader", key) in swept or ("loader",) in swept]
+        reason = f"{', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect at 0 workers" if idle else "they repeat other points"
+        removed.append(Removed(block.name, len(kept) - len(distinct), reason))
     return list(distinct.values()), removed
 
 
@@ -148,8 +149,12 @@ def _spec(config: SweepConfig, block: ResolvedBlock, repeat: int, point: _Point,
 
 
 def _deciding(trial: TrialConfig) -> dict[str, Any]:
-    """The parameters that decide what a trial does; those without effect stand at their defaults."""
+    """What decides what a trial does: not where its clips lie, since their fingerprint stands for them, nor keys without effect here."""
     dump = trial.model_dump(mode="json")
+    dump["corpus"] = {"seconds": trial.corpus.seconds}
+    dump["sgdr"] = {"cycles": trial.sgdr.cycles(), "lr": trial.sgdr.lr, "lr_min": trial.sgdr.lr_min}
+    if (weights := Path(trial.model.weights)).is_file():
+        dump["model"]["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     if trial.loader.num_workers == 0:
         dump["loader"] |= {key: Loader.model_fields[key].default for key in _OF_WORKERS}
     return dump

@@ -44,16 +44,27 @@ class Node:
         )
 
 
-def survey(template: Template, private: bool, log: Path) -> Node:
-    """Looks around inside a process tree with a /dev/shm of 1 MiB, or on the node's own one where not `private`."""
-    task = Task("look", {}, private, 1 << 20 if private else None)
-    found = result_of(template, task, log, "look", ALLOW_NAMESPACES)
-    return Node(tuple(found["gpus"]), tuple(sorted(os.sched_getaffinity(0))))
+def survey(template: Template, config: SweepConfig, log: Path) -> Node:
+    """Looks around inside a process tree with a /dev/shm of 1 MiB, or on the node's own one where the sweep wants that."""
+    private = config.resources.shm == "private"
+    found = result_of(template, Task("look", {}, private, 1 << 20 if private else None), log, "look", "{problem}")
+    gpus = [] if config.resources.gpus == 0 else found["gpus"]
+    return Node(tuple(gpus), tuple(sorted(os.sched_getaffinity(0))))
 
 
 def prepare(template: Template, configs: list[TrialConfig], log: Path, say: Say) -> None:
-    """Has every corpus, its statistics and its pictures made before the first trial: one task for each distinct set of them."""
-    distinct = {(c.corpus.model_dump_json(), c.features.model_dump_json(), c.loader.form): c for c in configs}
+    """Has all that trials read made before the first of them, and found: statistics, pictures, weights, a batch's worth of clips."""
+    distinct = {
+        (
+            config.corpus.model_dump_json(),
+            config.features.model_dump_json(),
+            config.model.weights,
+            config.loader.form,
+            config.loader.batch_size,
+            config.augment.noise > 0,
+        ): config
+        for config in configs
+    }
     for config in distinct.values():
         for record in template.run(Task("prepare", config.model_dump(), private=False), log):
             if record["kind"] == "say":
@@ -86,6 +97,8 @@ def result_of(template: Template, task: Task, log: Path, kind: str, message: str
 
 def _raise_for(record: Record, message: str, log: Path) -> None:
     if record["kind"] == "error":
+        if record["type"] == "IsolationError":
+            message = ALLOW_NAMESPACES
         raise PreflightError(message.format(problem=record["message"] or record["type"]))
     if record["kind"] == "exit" and record["status"] != 0:
         raise PreflightError(

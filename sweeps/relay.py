@@ -43,9 +43,10 @@ class Launch:
     started_in: Path  # the folder that relative paths of the YAML start from
     folder: Path  # of the sweep; every trial has a folder of its own below it
     private_shm: bool
+    planned: frozenset[str]  # keys of all trials of the plan
     keep: str  # which snapshots are uploaded: best, all, none
     provenance: dict[str, Any]  # tags: versions, git commit
-    pinned: dict[str, Pinned] = field(default_factory=dict)  # by block
+    pinned: dict[str, Pinned]  # by the trial's key
 
 
 @dataclass
@@ -65,7 +66,7 @@ def run_trial(
 ) -> tuple[Outcome, dict[str, float]]:
     """Runs `spec` in a tree of its own and tracks it; returns how it ended and its summary. `report` hears of every epoch."""
     folder = launch.folder / spec.key
-    shutil.rmtree(folder, ignore_errors=True)  # what an earlier attempt left; its files are in its own run
+    shutil.rmtree(folder, ignore_errors=True)  # what an earlier attempt left; its run has its files
     folder.mkdir(parents=True)
     tracking = Tracking(launch.tracking_uri, launch.experiment)
     config = spec.config.model_dump(mode="json")
@@ -85,10 +86,6 @@ def run_trial(
     return outcome, summary
 
 
-def trial_of(spec: TrialSpec, launch: Launch, folder: Path) -> Trial:
-    return Trial(config=spec.config, seed=spec.seed, warmup_epochs=spec.warmup_epochs, pinned=launch.pinned[spec.block], folder=str(folder))
-
-
 def _listen(
     template: Template,
     spec: TrialSpec,
@@ -99,14 +96,9 @@ def _listen(
     report: Callable[[dict[str, Any]], None],
 ) -> _Heard:
     """Passes every record on until the tree has ended."""
-    heard = _Heard()
-    task = Task(
-        "train",
-        trial_of(spec, launch, folder).model_dump(),
-        launch.private_shm,
-        spec.config.loader.shm_size,
-        launch.pinned[spec.block].cpus,
-    )
+    heard, pinned = _Heard(), launch.pinned[spec.key]
+    trial = Trial(config=spec.config, seed=spec.seed, warmup_epochs=spec.warmup_epochs, pinned=pinned, folder=str(folder))
+    task = Task("train", trial.model_dump(), launch.private_shm, spec.config.loader.shm_size, pinned.cpus)
     with (folder / "records.jsonl").open("a") as journal:
         for record in template.run(task, folder / "stderr.log", spec.trial_timeout_s):
             journal.write(json.dumps(record) + "\n")
@@ -155,7 +147,7 @@ def _kept_snapshots(folder: Path, heard: _Heard, launch: Launch, tracking: Track
         return {}
     kept = heard.snapshots
     if launch.keep == "best":
-        record = tracking.best_ensemble_so_far(launch.parent, block)
+        record = tracking.best_ensemble_so_far(launch.parent, block, launch.planned)
         if record is not None and heard.summary["ensemble_accuracy"] <= record:
             kept = [max(kept, key=lambda snapshot: snapshot["metrics"]["snapshot/accuracy"])]
     return {f"snapshots/{snapshot['file']}": folder / snapshot["file"] for snapshot in kept}

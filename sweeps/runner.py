@@ -24,7 +24,7 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # Ray lowers its workers' priority to 15, and with it a trial's against all else on the machine
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial that asked for no GPU sees none
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow keeps the figures
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: Tune's own would go on for a while
@@ -42,7 +42,7 @@ def run(
     `request`: Ray resources of every trial, as {"CPU": 2, "GPU": 1}.
     """
     os.environ |= ENVIRONMENT | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]))
     }
     import ray
     from ray import tune
@@ -50,6 +50,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="sweep-") as scratch:
         try:
             ray.init(
+                address="local",
                 num_cpus=len(node.cpus), num_gpus=len(node.gpus), include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
                 logging_level=logging.CRITICAL, log_to_driver=False,
             )  # fmt: skip

@@ -5,6 +5,8 @@ printed here but through `say`, a line at a time.
 """
 
 import fcntl
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from speech import corpora
+from speech.config import Pinned, cache_dir
+from speech.cpu import cpu_model
 from sweeps import preflight, runner
 from sweeps.config import SweepConfig
 from sweeps.isolation import Template
@@ -50,22 +54,25 @@ class Sweep:
 
 @contextmanager
 def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[Sweep]:
-    """Preflight and plan. Raises PreflightError or CorpusError before anything is started.
+    """Preflight and plan. Raises PreflightError before anything is started.
 
     `text`: the YAML; `rebuild`: the command that prints its tables again.
     """
     tracking = _tracking(config)
     folder = (WORK_FOLDER / config.name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder), _template() as template:
-        node = preflight.survey(template, config.resources.shm == "private", folder / "preflight.log")
-        made = plan(config, lambda corpus: corpora.prepare(corpus, say).fingerprint)
+    with _held(lock_file(tracking.uri, config)), _template() as template:
+        node = preflight.survey(template, config, folder / "preflight.log")
+        try:
+            made = plan(config, lambda corpus: corpora.prepare(corpus, say).fingerprint)
+        except corpora.CorpusError as error:
+            raise PreflightError(str(error)) from error
         trials = made.trials
         request(config, node, trials)  # what the node can't give is known before anything is prepared
         preflight.prepare(template, [trial.config for trial in trials], folder / "preflight.log", say)
         rows = [{"key": t.key, "block": t.block, "repeat": t.repeat, "swept": t.swept} for t in trials]
         parent = tracking.start_sweep(config.name, text, rows, rebuild)
-        tracking.close_orphans(parent)
+        tracking.close_orphans(parent, folder)
         known = tracking.settled_keys(parent)
         settled = {t.key: known[t.key] for t in trials if t.key in known}
         yield Sweep(config, tracking, parent, made, settled, folder, node, template)
@@ -87,16 +94,13 @@ def run(sweep: Sweep, say: Say) -> list[TrialSpec]:
         try:
             runner.run(left, launch, sweep.node, request(sweep.config, sweep.node, left), _counter(sweep, say))
         finally:
-            sweep.tracking.close_orphans(sweep.parent)
+            sweep.tracking.close_orphans(sweep.parent, sweep.folder)
         sweep.settled |= sweep.tracking.settled_keys(sweep.parent)
     return sweep.left
 
 
 def _launch(sweep: Sweep, say: Say) -> Launch:
     config = sweep.config
-    examples = {trial.block: trial.config for trial in reversed(sweep.plan.trials)}
-    log = sweep.folder / "preflight.log"
-    pinned = {block: preflight.pin(sweep.template, sweep.node, config, example, log, say) for block, example in examples.items()}
     return Launch(
         tracking_uri=sweep.tracking.uri,
         experiment=config.tracking.experiment,
@@ -104,10 +108,25 @@ def _launch(sweep: Sweep, say: Say) -> Launch:
         started_in=Path.cwd(),
         folder=sweep.folder,
         private_shm=config.resources.shm == "private",
+        planned=frozenset(trial.key for trial in sweep.plan.trials),
         keep=config.snapshots.keep,
         provenance=provenance(),
-        pinned=pinned,
+        pinned=_pinned(sweep, say),
     )
+
+
+def _pinned(sweep: Sweep, say: Say) -> dict[str, Pinned]:
+    """What is pinned for each trial, by key: decided at the sweep's first launch on this hardware and read from the tracker after that."""
+    noted = json.loads(sweep.tracking.client.get_run(sweep.parent).data.tags.get("pinned", "{}"))
+    names, log = {}, sweep.folder / "preflight.log"
+    for trial in sweep.left:
+        hardware = "/".join([cpu_model(), f"{len(sweep.node.cpus)} cores", *sweep.node.gpus])
+        asked = f"{trial.config.device.model_dump_json()} {trial.config.precision} threads {sweep.config.threads}"
+        names[trial.key] = name = f"{trial.block} on {hardware}: {asked}"
+        if name not in noted:
+            noted[name] = preflight.pin(sweep.template, sweep.node, sweep.config, trial.config, log, say).model_dump()
+    sweep.tracking.set_tags(sweep.parent, {"pinned": noted})
+    return {key: Pinned.model_validate(noted[name]) for key, name in names.items()}
 
 
 def request(config: SweepConfig, node: Node, trials: list[TrialSpec]) -> dict[str, float]:
@@ -178,17 +197,22 @@ def _template() -> Iterator[Template]:
         template.close()
 
 
+def lock_file(uri: str, config: SweepConfig) -> Path:
+    """One for each sweep of a tracker, wherever on this machine it is launched from."""
+    name = hashlib.sha256(f"{uri} {config.tracking.experiment} {config.name}".encode()).hexdigest()[:16]
+    return cache_dir() / "locks" / f"{name}.lock"
+
+
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """One launch of a sweep at a time on this machine; the lock goes with the process, however it ends."""
-    with (folder / "lock").open("a+") as lock:
+def _held(path: Path) -> Iterator[None]:
+    """One launch of a sweep at a time; the lock goes with the process, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise PreflightError(
-                f"process {lock.read().strip()} runs this sweep already. Wait for it, or give this one another name."
-            ) from None
+            raise PreflightError(f"process {lock.read().strip()} runs this sweep already. Wait for it, or give this one another name.") from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

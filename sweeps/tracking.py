@@ -10,10 +10,11 @@ actors can write at the same time, each with a `Tracking` of its own. MLflow is 
 import json
 import math
 import os
+import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,16 +176,19 @@ class Tracking:
                 settled.setdefault(run.data.tags["key"], outcome)
         return settled
 
-    def close_orphans(self, parent: str) -> list[str]:
-        """Marks trials that a dead launch left open as interrupted and returns their names."""
+    def close_orphans(self, parent: str, folder: Path) -> list[str]:
+        """Marks trials that a dead launch left open as interrupted, with what lies of them in <folder>/<key>; returns their names."""
         orphans = [run for run in self.trials(parent) if run.info.status == "RUNNING"]
         for run in orphans:
-            self.finish_trial(run.info.run_id, "interrupted", "the launch that ran it ended before the trial did", {})
+            left = folder / run.data.tags["key"]
+            files = {name: left / name for name in ("records.jsonl", "stderr.log") if (left / name).is_file()}
+            self.finish_trial(run.info.run_id, "interrupted", "the launch that ran it ended before the trial did", {}, artifacts=files)
+            shutil.rmtree(left, ignore_errors=True)
         return [run.info.run_name for run in orphans]
 
-    def best_ensemble_so_far(self, parent: str, block: str) -> float | None:
-        """Highest ensemble_accuracy among the block's completed trials; None while there is none."""
-        done = [run.data for run in self.trials(parent) if run.data.tags.get("outcome") == "completed"]
+    def best_ensemble_so_far(self, parent: str, block: str, planned: Collection[str]) -> float | None:
+        """Highest ensemble_accuracy among the block's completed trials whose key is `planned`; None while there is none."""
+        done = [run.data for run in self.trials(parent) if run.data.tags.get("outcome") == "completed" and run.data.tags["key"] in planned]
         found = [data.metrics["ensemble_accuracy"] for data in done if data.tags["block"] == block and "ensemble_accuracy" in data.metrics]
         return max((value for value in found if not math.isnan(value)), default=None)
 
@@ -243,10 +247,10 @@ class Tracking:
         """
         if outcome not in STATUS:
             raise ValueError(f"outcome {outcome!r} is none of {', '.join(STATUS)}")
-        for place, file in (artifacts or {}).items():
-            self._upload(run_id, place, file)
         ended = {**(tags or {}), "outcome": outcome, "evidence": evidence}
         self._log(run_id, metrics=summary, tags=_texts(ended, "tag"))
+        for place, file in (artifacts or {}).items():
+            self._upload(run_id, place, file)
         self.client.set_terminated(run_id, STATUS[outcome])
 
     def _upload(self, run_id: str, place: str, file: Path) -> None:

@@ -1,5 +1,6 @@
 """The whole way, through real Ray and real MLflow: a file, trials in process trees, runs, tables."""
 
+import fcntl
 import json
 import os
 import re
@@ -14,6 +15,8 @@ import pytest
 import torch
 
 from analysis.runs import sweep_runs
+from sweeps.config import load
+from sweeps.sweep import lock_file
 from sweeps.tracking import connect, resolve_uri
 from tests.test_isolation import can_isolate, wait_until
 
@@ -183,7 +186,7 @@ def test_nothing_is_left_running_or_lying_about(launched) -> None:
     folder, _ = launched
     assert not [process for process in psutil.process_iter() if str(folder) in " ".join(_words(process))]
     left = sorted(path.name for path in (folder / ".sweeps" / "planted").iterdir())
-    assert left == ["lock", "preflight.log"]
+    assert left == ["preflight.log"]
 
 
 def _words(process: psutil.Process) -> list[str]:
@@ -225,10 +228,8 @@ def _children(folder: Path) -> list:
 
 
 def test_a_second_launch_of_a_sweep_is_told_who_holds_it(launched) -> None:
-    import fcntl
-
     folder, _ = launched
-    with (folder / ".sweeps" / "planted" / "lock").open("r+") as lock:
+    with lock_file(f"sqlite:///{folder}/mlflow.db", load(folder / "sweep.yaml")).open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = launch(folder)
     assert done.returncode == 3
@@ -244,6 +245,8 @@ def test_a_second_launch_of_a_sweep_is_told_who_holds_it(launched) -> None:
         ("blocks.cycles.parameters.device=cuda", 3, "no CUDA GPU"),
         ("tracking.uri=http://127.0.0.1:9", 3, "tracking.uri http://127.0.0.1:9 can't be used"),
         ("resources.gpus=4", 3, "4 GPUs"),
+        ("blocks.cycles.parameters.model={weights: gone.pt}", 3, "model.weights: gone.pt does not exist"),
+        ("blocks.cycles.parameters.loader.batch_size=64", 3, "batch_size 64 is more than the 12 training clips"),
     ],
 )
 def test_what_can_not_run_is_said_before_anything_starts(tones, tmp_path, monkeypatch, flag: str, code: int, message: str) -> None:

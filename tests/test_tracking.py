@@ -135,8 +135,8 @@ def test_orphans_of_a_dead_launch_are_closed_and_not_settled(tracking):
     done = open_trial(tracking, parent, key="done")
     tracking.finish_trial(done, "completed", "", {})
     orphan = open_trial(tracking, parent, key="orphan")
-    assert tracking.close_orphans(parent) == ["workers · num_workers=4 shm_size=64M · repeat 1"]
-    assert tracking.close_orphans(parent) == []
+    assert tracking.close_orphans(parent, tmp_path) == ["workers · num_workers=4 shm_size=64M · repeat 1"]
+    assert tracking.close_orphans(parent, tmp_path) == []
     run = tracking.client.get_run(orphan)
     assert (run.info.status, run.data.tags["outcome"]) == ("KILLED", "interrupted")
     assert tracking.settled_keys(parent) == {"done": "completed"}
@@ -150,15 +150,16 @@ def test_a_failed_attempt_does_not_unsettle_a_key_and_a_retry_settles_it(trackin
     assert len(tracking.trials(parent)) == 3
 
 
-def test_the_best_ensemble_is_the_blocks_own(tracking, plant):
-    parent = open_sweep(tracking)
-    assert tracking.best_ensemble_so_far(parent, "cycles") is None
-    plant(parent, {"sgdr.cycle_epochs": 2}, block="cycles", ensemble_accuracy=0.8)
-    plant(parent, {"sgdr.cycle_epochs": 4}, block="cycles", ensemble_accuracy=0.85)
-    plant(parent, {"sgdr.cycle_epochs": 8}, block="cycles", ensemble_accuracy=math.nan)
-    plant(parent, {"sgdr.cycle_epochs": 2}, block="others", ensemble_accuracy=0.95)
-    plant(parent, {"sgdr.cycle_epochs": 1}, block="cycles", outcome="timeout", ensemble_accuracy=0.99)
-    assert tracking.best_ensemble_so_far(parent, "cycles") == 0.85
+def test_the_best_ensemble_is_the_blocks_own_and_planned(tracking, plant):
+    parent, planned = open_sweep(tracking), {"a", "b", "c", "d", "e"}
+    assert tracking.best_ensemble_so_far(parent, "cycles", planned) is None
+    plant(parent, {"sgdr.cycle_epochs": 2}, block="cycles", key="a", ensemble_accuracy=0.8)
+    plant(parent, {"sgdr.cycle_epochs": 4}, block="cycles", key="b", ensemble_accuracy=0.85)
+    plant(parent, {"sgdr.cycle_epochs": 8}, block="cycles", key="c", ensemble_accuracy=math.nan)
+    plant(parent, {"sgdr.cycle_epochs": 2}, block="others", key="d", ensemble_accuracy=0.95)
+    plant(parent, {"sgdr.cycle_epochs": 1}, block="cycles", key="e", outcome="timeout", ensemble_accuracy=0.99)
+    plant(parent, {"sgdr.cycle_epochs": 16}, block="cycles", key="of an earlier plan", ensemble_accuracy=0.97)
+    assert tracking.best_ensemble_so_far(parent, "cycles", planned) == 0.85
 
 
 def test_relative_sqlite_uris_are_resolved_once_and_folders_refused(tmp_path, monkeypatch):

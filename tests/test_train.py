@@ -7,13 +7,15 @@ import torch
 from speech import corpora
 from speech.config import Pinned, Trial
 from speech.evaluation import read_test_split
+from speech.learner import Learner
+from speech.loading import make_loader
 from speech.model import WeightsError
 from speech.train import fit
 
 
-def records_of(config, folder, seed: int = 1, warmup: int = 0, **pinned) -> list[dict]:
+def records_of(config, folder, seed: int = 1, warmup: int = 0, threads: int = 1, **pinned) -> list[dict]:
     records: list[dict] = []
-    fit(Trial(config=config, seed=seed, warmup_epochs=warmup, pinned=Pinned(threads=1, **pinned), folder=str(folder)), records.append)
+    fit(Trial(config=config, seed=seed, warmup_epochs=warmup, pinned=Pinned(threads=threads, **pinned), folder=str(folder)), records.append)
     return records
 
 
@@ -69,23 +71,38 @@ def test_the_summary_is_the_median_of_warm_epochs(learned) -> None:
     assert [record["warmup"] for record in of_kind(records, "epoch")] == [True] + [False] * 19
 
 
-def test_a_snapshot_is_the_networks_weights_at_the_cycles_end(learned) -> None:
-    """The test split read from the files agrees with what training said of the same members on validation."""
+def test_each_snapshot_file_holds_the_weights_at_its_cycles_end(learned) -> None:
+    """Loaded anew, they give the validation loss and accuracy that training noted at that moment."""
     config, folder, records = learned
+    corpus = corpora.prepare(config.corpus)
+    loader, _ = make_loader(config, corpus, "validation", 1, pin_memory=False)
+    learner = Learner(config, Pinned(threads=1), "cpu", labels=2, channels=1)
+    for snapshot in of_kind(records, "snapshot"):
+        learner.model.load_state_dict(torch.load(folder / snapshot["file"], weights_only=True))
+        _, _, loss = learner.predict(loader)
+        noted = of_kind(records, "epoch")[snapshot["epoch"]]["metrics"]
+        assert loss == pytest.approx(noted["loss/validation"], rel=1e-4)
+        assert snapshot["metrics"]["snapshot/accuracy"] == noted["accuracy/validation"]
+    assert [snapshot["epoch"] for snapshot in of_kind(records, "snapshot")] == [9, 19]
+
+
+def test_the_test_split_is_read_by_all_members(learned) -> None:
+    config, folder, _ = learned
     result = read_test_split(Trial(config=config, seed=1, pinned=Pinned(threads=1), folder=str(folder)))
-    assert result["clips"] == len(corpora.prepare(config.corpus).split("testing")) == 6
-    assert result["correct"] == 6
-    assert {path.name for path in folder.iterdir()} == {"snapshot-0.pt", "snapshot-1.pt"}
-    assert [record["file"] for record in of_kind(records, "snapshot")] == ["snapshot-0.pt", "snapshot-1.pt"]
+    assert result == {"clips": 6, "correct": 6, "accuracy": 1.0, "ensemble_accuracy": 1.0}
+    (folder / "snapshot-0.pt").rename(folder / "gone.pt")
+    with pytest.raises(FileNotFoundError, match=r"snapshot-0\.pt"):
+        read_test_split(Trial(config=config, seed=1, pinned=Pinned(threads=1), folder=str(folder)))
+    (folder / "gone.pt").rename(folder / "snapshot-0.pt")
 
 
 @pytest.mark.parametrize("workers", [2, 8])
 def test_the_loss_curve_is_bit_for_bit_the_same_at_any_number_of_workers(tone_trial, tmp_path, workers: int) -> None:
     alone = tone_trial(augment=AUGMENTED, sgdr={"epochs": 2})
     shared = tone_trial(augment=AUGMENTED, sgdr={"epochs": 2}, loader={"num_workers": workers})
-    curves = [losses(records_of(config, tmp_path)) for config in (alone, shared)]
+    curves = [losses(records_of(config, tmp_path, threads=2)) for config in (alone, shared)]
     assert curves[0] == curves[1]
-    assert curves[0] != losses(records_of(alone, tmp_path, seed=2))
+    assert curves[0] != losses(records_of(alone, tmp_path, seed=2, threads=2))
 
 
 def test_bfloat16_and_channels_last_learn_too(tone_trial, tmp_path) -> None:
