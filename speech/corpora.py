@@ -82,7 +82,9 @@ def prepare(config: Corpus, report: Report = print) -> PreparedCorpus:
         corpus = scan(root, files, config, report)
         _save(corpus, manifest)
     except OSError as error:
-        raise CorpusError(f"corpus {config.name}: {error.filename}: {error.strerror}. Its folders must be readable, the cache writable.") from error
+        raise CorpusError(
+            f"corpus {config.name}: {error.filename}: {error.strerror}. Its folders must be readable, the cache writable."
+        ) from error
     return corpus
 
 

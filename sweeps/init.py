@@ -26,7 +26,9 @@ STALL_S = 5.0  # a loop that waits this long is looked into
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # sys/prctl.h
 
 # What torch and the C library say when /dev/shm is full; a full disk says "No space left" too, hence the words around it.
-SHM_ERROR = re.compile(r"unable to (allocate|mmap|resize|write to) [^\n]*(shared memory|shm|torch_)[^\n]*|Bus error|SemLock[\s\S]*No space left")
+SHM_ERROR = re.compile(
+    r"unable to (allocate|mmap|resize|write to) [^\n]*(shared memory|shm|torch_)[^\n]*|Bus error|SemLock[\s\S]*No space left"
+)
 
 libc = ctypes.CDLL(None, use_errno=True)
 

@@ -3,7 +3,8 @@
     trials = plan(load("sweep.yaml"), fingerprint).trials
 
 A repeat is one complete pass over a block's points, so a sweep cut short has compared like with like. The key is a hash of all that
-decides what a trial measures, and of nothing else: the file's layout, the order of its keys and its place in the plan do not matter.
+decides what a trial measures, and of nothing else: the file's layout, the order of its keys, where the clips lie and its place in the plan
+do not matter.
 Same key, same measurement: that is how a later run knows what is settled.
 """
 

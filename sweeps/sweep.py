@@ -212,7 +212,9 @@ def _held(path: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise PreflightError(f"process {lock.read().strip()} runs this sweep already. Wait for it, or give this one another name.") from None
+            raise PreflightError(
+                f"process {lock.read().strip()} runs this sweep already. Wait for it, or give this one another name."
+            ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -40,6 +40,11 @@ def descendants(of: int) -> list[psutil.Process]:
     return psutil.Process(of).children(recursive=True)
 
 
+def trees(template: Template) -> list[psutil.Process]:
+    """What lives below the template: supervisor, init, training, workers. Supervisors come first."""
+    return descendants(template._process.pid)
+
+
 def wait_until(true, seconds: float = 10.0) -> bool:
     end = time.monotonic() + seconds
     while not true() and time.monotonic() < end:
@@ -131,17 +136,17 @@ def test_no_worker_outlives_its_trial(template, tone_trial, tmp_path) -> None:
     task = training(tone_trial, tmp_path, shm_bytes=64 << 20, step_s=30.0, num_workers=2)
     records = template.run(task, tmp_path / "stderr.log", timeout_s=4)
     assert next(records)["kind"] == "setup"
-    assert wait_until(lambda: len(descendants(os.getpid())) >= 6)  # template, supervisor, init, training, two workers
+    assert wait_until(lambda: len(trees(template)) >= 5)  # supervisor, init, training, two workers
     ending = list(records)[-1]
     assert classify(None, ending, False, "").name == "timeout"
-    assert wait_until(lambda: len(descendants(os.getpid())) == 1), "only the template is left"
+    assert wait_until(lambda: not trees(template)), "only the template is left"
 
 
 def test_leaving_early_kills_the_tree(template, tone_trial, tmp_path) -> None:
     records = template.run(training(tone_trial, tmp_path, step_s=30.0, num_workers=1), tmp_path / "stderr.log")
     next(records)
     records.close()
-    assert wait_until(lambda: len(descendants(os.getpid())) == 1)
+    assert wait_until(lambda: not trees(template))
 
 
 @pytest.mark.parametrize("private", [True, False])
@@ -166,20 +171,19 @@ for record in Template().run(Task("train", {task.arguments!r}, {private}, {task.
 
 
 def test_many_trees_leave_the_template_as_it_was(template, tmp_path) -> None:
-    process = descendants(os.getpid())[0]
+    process = psutil.Process(template._process.pid)
     before = process.num_fds(), process.num_threads()
     for _ in range(20):
         *_, ending = template.run(Task("look", {}, shm_bytes=1 << 20), tmp_path / "log")
         assert ending["status"] == 0
     assert (process.num_fds(), process.num_threads()) == before
-    assert wait_until(lambda: len(descendants(os.getpid())) == 1)
+    assert wait_until(lambda: not trees(template))
 
 
 def test_a_tree_that_is_killed_from_outside_ends_without_a_status(template, tone_trial, tmp_path) -> None:
     records = template.run(training(tone_trial, tmp_path, step_s=30.0), tmp_path / "stderr.log")
     next(records)
-    supervisor = psutil.Process(descendants(os.getpid())[0].pid).children()[0]
-    supervisor.kill()
+    trees(template)[0].kill()
     assert list(records)[-1] == {"kind": "exit", "status": None}
 
 

@@ -87,7 +87,7 @@ def test_images_hold_the_picture_up_to_8_bits(tmp_path) -> None:
 
 
 def test_the_png_form_reads_pictures_written_once(tone_trial, capsys) -> None:
-    config = tone_trial(loader={"form": "png", "num_workers": 1})
+    config = tone_trial(loader={"form": "png", "num_workers": 1}, features={"n_mels": 24})
     corpus, said = corpora.prepare(config.corpus), []
     prepare_forms(config, corpus, said.append)
     prepare_forms(config, corpus, said.append)

@@ -88,7 +88,7 @@ def test_order_and_keys_are_the_same_in_every_process(planned, tmp_path):
 def test_the_key_is_pinned(planned):
     """A new literal here means that no earlier trial counts as settled any more: change it on purpose only."""
     trial = planned(TEXT, "order=listed").trials[0]
-    assert trial.key == "821ec48d2a95"
+    assert trial.key == "dfb241288ba5"
 
 
 def test_the_key_does_not_see_how_the_file_is_written(planned):
@@ -114,15 +114,17 @@ order: listed
 
 
 DECIDING = [
-    "corpus.name=speech_commands", "corpus.version=v1", "corpus.words=[no,yes]", "corpus.unknown=3", "corpus.silence=4",
-    "corpus.seconds=0.5", "corpus.speaker=^(.)_", "corpus.clips=2001", "corpus.on_bad_clip=skip", "features.kinds=[mfcc]",
+    "corpus.name=speech_commands", "corpus.seconds=0.5", "features.kinds=[mfcc]",
     "features.n_mels=40", "features.window_ms=30", "features.hop_ms=12.5", "augment.shift_ms=100", "augment.speed=0.1",
     "augment.noise=0.5", "augment.noise_snr_db=[0,30]", "augment.freq_mask=8", "augment.time_mask=8", "augment.mixup=0.2",
     "loader.num_workers=1", "loader.shm_size=2G", "loader.batch_size=16", "loader.prefetch_factor=4", "loader.persistent_workers=false",
     "loader.pin_memory=true", "loader.start_method=spawn", "loader.form=png", "model.weights=imagenet", "optimizer.momentum=0.8",
-    "optimizer.weight_decay=0", "optimizer.label_smoothing=0.1", "sgdr.epochs=4", "sgdr.cycle_epochs=2", "sgdr.cycle_factor=2",
+    "optimizer.weight_decay=0", "optimizer.label_smoothing=0.1", "sgdr.epochs=4", "sgdr.cycle_epochs=2",
     "sgdr.lr=0.02", "sgdr.lr_min=0.001", "device.first_of=[cpu]", "device.step_s=0.1", "device.host_s=0.1", "precision=float32",
 ]  # fmt: skip
+STANDING_FOR_THEIR_CLIPS = {  # the fingerprint names what these keys choose
+    f"corpus.{key}" for key in ("path", "version", "words", "unknown", "silence", "speaker", "clips", "on_bad_clip")
+}
 PLAIN = TEXT.replace("{values: [0, 2, 4]}", "2") + "  device: {first_of: [cuda, cpu]}\n"
 
 
@@ -135,7 +137,34 @@ def test_the_key_sees_every_parameter(planned, override):
 def test_every_parameter_is_tried_above():
     groups = {name: field.annotation for name, field in TrialConfig.model_fields.items() if name != "precision"}
     every = {f"{name}.{key}" for name, group in groups.items() for key in group.model_fields}
-    assert every | {"precision"} == {override.split("=")[0] for override in DECIDING} | {"corpus.path"}  # legal with another corpus only
+    tried = {override.split("=")[0] for override in DECIDING}
+    assert every | {"precision"} == tried | STANDING_FOR_THEIR_CLIPS | {"sgdr.cycle_factor"}  # which acts on cycle_epochs alone
+
+
+def test_the_corpus_is_in_the_key_by_its_fingerprint(planned):
+    def keys(*overrides, **given):
+        return {trial.key for trial in planned(PLAIN, *overrides, **given).trials}
+
+    assert keys("parameters.corpus.on_bad_clip=skip") == keys(), "the same clips by other means are the same corpus"
+    assert not keys() & keys(fingerprint="beef")
+
+
+def test_the_same_cycles_written_differently_are_one_trial(planned):
+    trials = planned(PLAIN, "parameters.sgdr.cycle_epochs={values: [null, 8, 4, [4, 4]]}", "repeats=1")
+    assert [trial.config.sgdr.cycles() for trial in trials.trials if trial.config.loader.shm_size == 64 << 20] in (
+        [[8], [4, 4]],
+        [[4, 4], [8]],
+    )
+    assert [removed.reason for removed in trials.removed] == ["they repeat other points"]
+
+
+def test_weights_from_a_file_are_in_the_key_by_content(planned, tmp_path):
+    weights = tmp_path / "w.pt"
+    keys = []
+    for content in (b"one", b"two", b"one"):
+        weights.write_bytes(content)
+        keys.append(planned(PLAIN, f"parameters.model.weights={weights}").trials[0].key)
+    assert keys[0] == keys[2] != keys[1]
 
 
 @pytest.mark.parametrize(

@@ -130,13 +130,17 @@ def test_artifacts_take_the_place_asked_for(tracking, tmp_path):
     assert not (place / "records.jsonl").is_symlink()
 
 
-def test_orphans_of_a_dead_launch_are_closed_and_not_settled(tracking):
+def test_orphans_of_a_dead_launch_are_closed_with_their_records_and_not_settled(tracking, tmp_path):
     parent = open_sweep(tracking)
     done = open_trial(tracking, parent, key="done")
     tracking.finish_trial(done, "completed", "", {})
     orphan = open_trial(tracking, parent, key="orphan")
+    (tmp_path / "orphan").mkdir()
+    (tmp_path / "orphan" / "records.jsonl").write_text('{"kind": "epoch"}\n')
     assert tracking.close_orphans(parent, tmp_path) == ["workers · num_workers=4 shm_size=64M · repeat 1"]
     assert tracking.close_orphans(parent, tmp_path) == []
+    assert [file.path for file in tracking.client.list_artifacts(orphan)] == ["records.jsonl"]
+    assert not (tmp_path / "orphan").exists()
     run = tracking.client.get_run(orphan)
     assert (run.info.status, run.data.tags["outcome"]) == ("KILLED", "interrupted")
     assert tracking.settled_keys(parent) == {"done": "completed"}

@@ -1,6 +1,6 @@
 """make bench-accuracy: how well one configuration tells ten words and `unknown` apart, on real speech.
 
-Trains tests/benchmarks/accuracy.yaml (chosen on validation, at most 25 minutes on 2 cores) and reads the test split with its ensemble, once:
+Trains tests/benchmarks/accuracy.yaml (at most 25 minutes on 2 cores) and reads the test split with its ensemble, once:
 where the trial is settled, only the record is printed. Last line: the figures as one JSON object.
 """
 
@@ -22,7 +22,9 @@ ARTICLE = 0.904  # accuracy that the source article reports, on another split
 
 def main() -> int:
     if not CORPUS.is_dir():
-        print(f"skipped: {CORPUS} is absent. It is a subset of Speech Commands in the official layout; put one there, or edit accuracy.yaml.")
+        print(
+            f"skipped: {CORPUS} is absent. It is a subset of Speech Commands in the official layout; put one there, or edit accuracy.yaml."
+        )
         print(json.dumps({"benchmark": "accuracy", "skipped": f"no {CORPUS}"}))
         return 0
     subprocess.run([sys.executable, "launch.py", str(FOLDER / "accuracy.yaml"), "--test"], check=True)
