@@ -198,7 +198,7 @@ def _words(process: psutil.Process) -> list[str]:
 
 def test_ctrl_c_leaves_nothing_running_and_the_rest_runs_next_time(tones, tmp_path) -> None:
     text = (
-        SWEEP.format(tones=tones, repeats=1).split("  cycles:")[0].replace("step_s: 0.05", "step_s: 1.0").replace("epochs: 2", "epochs: 3")
+        SWEEP.format(tones=tones, repeats=1).split("  cycles:")[0].replace("step_s: 0.05", "step_s: 0.5").replace("epochs: 2", "epochs: 3")
     )
     (tmp_path / "sweep.yaml").write_text(text)
     heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a test runner in the background may have it ignored
@@ -215,7 +215,7 @@ def test_ctrl_c_leaves_nothing_running_and_the_rest_runs_next_time(tones, tmp_pa
     states = {run.data.tags.get("outcome") for run in _children(tmp_path)}
     assert "interrupted" in states
     assert "RUNNING" not in {run.info.status for run in _children(tmp_path)}
-    done = launch(tmp_path, "--set", "blocks.workers.parameters.device.step_s=1.0")
+    done = launch(tmp_path, "--set", "blocks.workers.parameters.device.step_s=0.5")
     assert done.returncode == 0
     assert "3 completed, 1 overflowed" in done.stdout
 
