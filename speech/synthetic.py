@@ -29,7 +29,7 @@ from speech.config import SAMPLE_RATE
 
 RATE_WPM = (120, 260)  # words a minute, as eSpeak counts them; 175 is its normal rate
 PITCH = (20, 80)  # eSpeak's scale around a voice's own pitch; 50 is normal
-SNR_DB = (5.0, 20.0)  # power of the word over power of the room noise
+SNR_DB = (8.0, 25.0)  # power of the word over power of the room noise
 NOISE_SLOPE = (0.0, 2.0)  # noise power falls with frequency to the minus this: 0 white, 1 pink, 2 brown
 REVERB_S = (0.1, 0.5)  # time in which the room's echo falls by 60 dB
 REVERB_DB = (-20.0, -3.0)  # energy of the echo against the direct sound
