@@ -44,10 +44,10 @@ def launch(config: SweepConfig, text: str, test: bool) -> int:
     status, tables = "KILLED", None
     try:
         with sweep.opened(config, text, rebuild_command(*where), print) as opened:
-            if test:
-                holdout.check(opened)
-            print(sweep.heading(opened))
             try:
+                if test:
+                    holdout.check(opened)
+                print(sweep.heading(opened))
                 failed = sweep.run(opened, print)
                 status, tables = "FAILED" if failed else "FINISHED", render(*where, markdown=True)
                 print("\n" + render(*where))

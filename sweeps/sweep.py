@@ -119,9 +119,9 @@ def _pinned(sweep: Sweep, say: Say) -> dict[str, Pinned]:
     """What is pinned for each trial, by key: decided at the sweep's first launch on this hardware and read from the tracker after that."""
     noted = json.loads(sweep.tracking.client.get_run(sweep.parent).data.tags.get("pinned", "{}"))
     names, log = {}, sweep.folder / "preflight.log"
+    hardware = "/".join([cpu_model(), f"{len(sweep.node.cpus)} cores", *sweep.node.gpus])
     for trial in sweep.left:
-        hardware = "/".join([cpu_model(), f"{len(sweep.node.cpus)} cores", *sweep.node.gpus])
-        asked = f"{trial.config.device.model_dump_json()} {trial.config.precision} threads {sweep.config.threads}"
+        asked = f"{sweep.node.device(trial.config)} {trial.config.precision} threads {sweep.config.threads}"  # step_s pins nothing
         names[trial.key] = name = f"{trial.block} on {hardware}: {asked}"
         if name not in noted:
             noted[name] = preflight.pin(sweep.template, sweep.node, sweep.config, trial.config, log, say).model_dump()

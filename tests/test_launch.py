@@ -227,6 +227,16 @@ def _children(folder: Path) -> list:
     return list(client.search_runs([experiment.experiment_id], "tags.kind = 'trial'"))
 
 
+def test_a_test_that_can_not_be_made_is_refused_before_any_trial_and_closes_the_sweep(tones, tmp_path) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=1).split("  cycles:")[0])
+    done = launch(tmp_path, "--test")
+    assert done.returncode == 3
+    assert "learns nothing" in done.stderr
+    assert not _children(tmp_path)
+    client = connect(resolve_uri(f"sqlite:///{tmp_path}/mlflow.db"))
+    assert [run.info.status for run in client.search_runs(["1"], "tags.kind = 'sweep'")] == ["KILLED"]
+
+
 def test_a_second_launch_of_a_sweep_is_told_who_holds_it(launched) -> None:
     folder, _ = launched
     with lock_file(f"sqlite:///{folder}/mlflow.db", load(folder / "sweep.yaml")).open("r+") as lock:
