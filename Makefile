@@ -5,13 +5,16 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: sweep test check ui bench-accuracy clean
+.PHONY: sweep test test-slow check ui bench-accuracy bench-overhead clean
 
 sweep: $(VENV)/requirements.done
 	$(RUN) launch.py sweep.yaml
 
 test: $(VENV)/requirements-dev.done
 	$(RUN) -m pytest
+
+test-slow: $(VENV)/requirements-dev.done
+	$(RUN) -m pytest -m slow
 
 check: $(VENV)/requirements-dev.done
 	$(RUN) -m ruff check .
@@ -25,6 +28,9 @@ ui: $(VENV)/requirements.done
 
 bench-accuracy: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.accuracy
+
+bench-overhead: $(VENV)/requirements.done
+	$(RUN) -m tests.benchmarks.overhead
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

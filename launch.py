@@ -16,7 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run a sweep of audio classifiers and print its tables.")
     parser.add_argument("sweep", type=Path, help="the sweep's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as parameters.sgdr.epochs=3")
-    parser.add_argument("--test", action="store_true", help="read the test split once, with the best ensemble on validation")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--dry-run", action="store_true", help="print every trial and what it needs of /dev/shm; start nothing")
+    way.add_argument("--test", action="store_true", help="read the test split once, with the best ensemble on validation")
     flags = parser.parse_args(arguments)
     try:
         config = load(flags.sweep, flags.set)
@@ -27,10 +29,23 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a line a trial also where the output is a file or a pipe
     try:
-        return launch(config, text, flags.test)
+        return dry_run(config) if flags.dry_run else launch(config, text, flags.test)
     except KeyboardInterrupt:
         print("\nInterrupted. Settled trials are kept; the same command runs the rest.", file=sys.stderr)
         return 130
+
+
+def dry_run(config: SweepConfig) -> int:
+    """Prints what a checked sweep would do; returns the exit code."""
+    from sweeps.dry_run import tell
+    from sweeps.preflight import PreflightError
+
+    try:
+        tell(config, print)
+    except PreflightError as problem:
+        print(problem, file=sys.stderr)
+        return 3
+    return 0
 
 
 def launch(config: SweepConfig, text: str, test: bool) -> int:
@@ -39,6 +54,7 @@ def launch(config: SweepConfig, text: str, test: bool) -> int:
     from analysis.tables import rebuild_command, render
     from sweeps import holdout, sweep
     from sweeps.preflight import PreflightError
+    from sweeps.runner import RayEnded
 
     where = config.name, config.tracking.uri, config.tracking.experiment
     status, tables = "KILLED", None
@@ -60,6 +76,9 @@ def launch(config: SweepConfig, text: str, test: bool) -> int:
     except PreflightError as problem:
         print(problem, file=sys.stderr)
         return 3
+    except RayEnded as problem:
+        print(f"\n{problem}", file=sys.stderr)
+        return 1
     return 1 if failed else 0
 
 

@@ -1,7 +1,7 @@
 """How a table is put on the page: in a terminal of 100 columns, or as Markdown for the artifact."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import tabulate
@@ -37,6 +37,15 @@ def grid(headers: Sequence[str], rows: Sequence[Sequence[str]], align: Sequence[
         headers = [header.replace("\n", " ") for header in headers]
     style = "pipe" if markdown else "simple"
     return tabulate.tabulate(rows, headers, style, disable_numparse=True, colalign=align, preserve_whitespace=not markdown)
+
+
+def spread(names: Sequence[str], draw: Callable[[Sequence[str]], str], markdown: bool) -> list[str]:
+    """The columns `names` as `draw` puts them side by side: as many as the terminal takes; the rest follow below."""
+    for fit in range(len(names), 0, -1):
+        texts = [draw(names[at : at + fit]) for at in range(0, len(names), fit)]
+        if markdown or fit == 1 or max(map(width, texts)) <= WIDTH:
+            break
+    return [text + "\n" for text in texts]
 
 
 def width(text: str) -> int:

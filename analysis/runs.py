@@ -41,6 +41,8 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
         started            datetime64, UTC
         device, device_name, cpu_name, cores, threads, precision, channels_last   str: hardware and what was pinned on it
         validation_clips   float64
+        batch_bytes        float64: of /dev/shm; NaN until a trial has ended
+        forecast_fit       str: fits, depends or overflows, foreseen before the trial; None in runs older than the forecast
         epoch_s, accuracy ...   float64: every name of sweeps.metrics.SUMMARY, in its unit there
         loader.num_workers, sgdr.lr ...   every resolved parameter under its dotted name: numbers where all values are, otherwise str;
                            sizes in bytes, lists as JSON text
@@ -144,7 +146,8 @@ def _row(run: "Run") -> dict[str, Any]:
         "settled": _is_settled(run),
         "started": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
         **{tag: tags.get(tag) for tag in SURROUNDINGS},
-        "validation_clips": float(tags.get("validation_clips", "nan")),
+        **{tag: float(tags.get(tag, "nan")) for tag in ("validation_clips", "batch_bytes")},
+        "forecast_fit": tags.get("forecast_fit"),
         **{name: metrics.get(name, float("nan")) for name in SUMMARY},
         **{name: _value(text) for name, text in params.items() if "." in name},
     }

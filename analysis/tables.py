@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from analysis import cycles, tradeoff
+from analysis import cycles, fit, tradeoff
 from analysis.page import WORDS
 from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, sweep_runs
 from sweeps.tracking import SETTLED, database_file, resolve_uri
@@ -11,11 +11,12 @@ SHOWN_FAILURES = 5
 
 
 def render(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT, markdown: bool = False) -> str:
-    """Tables 1 and 4 of a sweep for the terminal, or as Markdown for its artifact tables.md. LookupError: no such sweep."""
+    """Every table of a sweep for the terminal, or as Markdown for its artifact tables.md. LookupError: no such sweep."""
     frame = sweep_runs(name, uri, experiment)
     parts = [
         _head(frame, markdown),
         *tradeoff.tables(frame, markdown),
+        *fit.tables(frame, markdown),
         *cycles.tables(frame, markdown),
         _next(name, uri, experiment, markdown),
     ]

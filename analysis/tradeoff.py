@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.page import WIDTH, grid, heading, outcome_words, width
+from analysis.page import grid, heading, outcome_words, spread
 from analysis.runs import Comparable, comparable
 from analysis.statistics import FEWEST_PAIRS, paired_change
 from sweeps.tracking import written
@@ -139,13 +139,7 @@ def _change_text(cell: Any) -> str:
 
 
 def _spread(columns: Columns, markdown: bool) -> list[str]:
-    """The columns side by side, as many as the terminal takes; the rest follow below."""
-    names = list(columns)
-    for fit in range(len(names), 0, -1):
-        texts = [_side_by_side({name: columns[name] for name in names[at : at + fit]}, markdown) for at in range(0, len(names), fit)]
-        if markdown or fit == 1 or max(map(width, texts)) <= WIDTH:
-            break
-    return [text + "\n" for text in texts]
+    return spread(list(columns), lambda names: _side_by_side({name: columns[name] for name in names}, markdown), markdown)
 
 
 def _side_by_side(columns: Columns, markdown: bool) -> str:

@@ -4,6 +4,7 @@
 transformed and shipped for real, so the epoch's timing is a loader's timing; it learns nothing.
 """
 
+import re
 import statistics
 import time
 
@@ -41,6 +42,13 @@ def name_of(device: str, keys: Device) -> str:
 
 def gpu_names() -> list[str]:
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def threads() -> dict[str, int]:
+    """Threads of this process's tensor operations as read back from torch, OpenMP and MKL; absent where torch was built without."""
+    info = torch.__config__.parallel_info()
+    found = {name: re.search(rf"{name}_get_max_threads\(\) : (\d+)", info) for name in ("omp", "mkl")}
+    return {"threads": torch.get_num_threads()} | {f"{name}_threads": int(match[1]) for name, match in found.items() if match}
 
 
 def work_paced(keys: Device) -> tuple[float, float]:

@@ -7,7 +7,8 @@ import torch
 from speech import accelerator, corpora, snapshots
 from speech.config import Trial
 from speech.learner import Learner
-from speech.loading import make_loader, picture_shape
+from speech.loading import make_loader
+from speech.shapes import picture_shape
 
 
 def read_test_split(trial: Trial) -> dict[str, float]:

@@ -98,7 +98,8 @@ class Learner:
         for pictures, truth in batches:
             with self._autocast():
                 logits.append(self.model(self._to_device(pictures)).float().cpu())
-            labels.append(truth)
+            labels.append(truth.clone())  # the original lies in /dev/shm
+            del pictures, truth
         self.model.train()
         scores, truth = torch.cat(logits), torch.cat(labels)
         return scores.softmax(dim=1), truth, functional.cross_entropy(scores, truth).item()

@@ -21,12 +21,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from speech.audio import read_clip
 from speech.augment import augment_waveform, draws, mask_picture
-from speech.config import SAMPLE_RATE, TrialConfig, cache_dir
+from speech.config import TrialConfig, cache_dir
 from speech.corpora import NOISE_FOLDER, Clip, CorpusError, PreparedCorpus
 from speech.features import Picture, normalised
+from speech.shapes import IMAGE_CHANNELS, IMAGE_SIDE, clip_samples
 
-IMAGE_SIDE = 224  # pixels; what ImageNet networks and the article's pictures use
-IMAGE_CHANNELS = 3
 ORDER_STREAM = 1  # the order of an epoch draws from (seed, epoch, 0, 1), apart from every clip's stream
 IMAGE_RANGE = 4.0  # a picture's brightness spans +-4 deviations of its row
 
@@ -35,17 +34,6 @@ warnings.filterwarnings("ignore", message="This DataLoader will create", categor
 
 Key = tuple[int, int]  # (epoch, index of the clip in its split)
 Sample = tuple[torch.Tensor, int]  # picture (C, M, T), label
-
-
-def clip_samples(config: TrialConfig) -> int:
-    return round(config.corpus.seconds * SAMPLE_RATE)
-
-
-def picture_shape(config: TrialConfig) -> tuple[int, int, int]:
-    """(C, M, T) of what one clip ships through /dev/shm, in float32."""
-    if config.loader.form == "png":
-        return IMAGE_CHANNELS, IMAGE_SIDE, IMAGE_SIDE
-    return len(config.features.kinds), config.features.n_mels, config.features.frames(clip_samples(config))
 
 
 def prepare_forms(config: TrialConfig, corpus: PreparedCorpus, report: Callable[[str], None]) -> None:

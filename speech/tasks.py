@@ -10,8 +10,9 @@ from typing import Any
 from speech import accelerator, corpora
 from speech.config import Trial, TrialConfig
 from speech.evaluation import read_test_split
-from speech.loading import make_loader, picture_shape, prepare_forms
+from speech.loading import make_loader, prepare_forms
 from speech.model import build
+from speech.shapes import picture_shape
 from speech.timing import Gauge
 from speech.train import fit
 

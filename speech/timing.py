@@ -79,3 +79,4 @@ def watched(loader: Batches[T], gauge: Gauge) -> Iterator[T]:
         batch = next(batches)
         gauge.beat()
         yield batch
+        del batch  # as in training: no batch is held while the next is waited for

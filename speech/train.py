@@ -26,12 +26,12 @@ from speech.augment import draws, mixup_weight
 from speech.config import Trial
 from speech.cpu import cpu_model
 from speech.learner import Interval, Learner
-from speech.loading import make_loader, picture_shape
+from speech.loading import make_loader
+from speech.shapes import batch_bytes, picture_shape
 from speech.timing import Gauge, Timeline, accelerator_metrics, watched
 
 Record = dict[str, Any]
 Work = Callable[[Any, int, int], tuple[torch.Tensor | None, Interval | None]]  # (batch, epoch, step) -> loss, when the device was busy
-PAGE = 4096  # bytes; tensors in /dev/shm fill whole pages
 MIXUP_STREAM = 3  # mixup draws from (seed, epoch, step, 3), apart from every clip's stream
 
 
@@ -95,6 +95,7 @@ def _train_epoch(loader: DataLoader, work: Work, epoch: int, learner: Learner | 
         if loss is not None:
             losses.append(loss)
         clips += len(batch[1])
+        del batch  # its room in /dev/shm is free before the loader is asked for more
         timeline.lap("other")
     if learner:
         learner.synchronise()
@@ -142,25 +143,23 @@ def _take_snapshot(learner: Learner, ensemble: snapshots.Ensemble, folder: Path,
 
 def _setup(trial: Trial, device: str, corpus: corpora.PreparedCorpus, steps: int) -> Record:
     config = trial.config
-    channels, rows, frames = picture_shape(config)
-    pictures = 4 * channels * rows * frames * config.loader.batch_size
-    labels = 8 * config.loader.batch_size
     return {
         "kind": "setup",
         "device": device,
         "device_name": accelerator.name_of(device, config.device),
         "cpu_name": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
+        "affinity": sorted(os.sched_getaffinity(0)),
         "precision": trial.pinned.precision,
         "channels_last": trial.pinned.channels_last,
-        "threads": trial.pinned.threads,
+        **accelerator.threads(),
         "torch": torch.__version__,
         "labels": corpus.labels,
         "training_clips": len(corpus.split("training")),
         "validation_clips": len(corpus.split("validation")),
         "skipped_clips": len(corpus.skipped),
         "steps_per_epoch": steps,
-        "batch_bytes": sum(-(-size // PAGE) * PAGE for size in (pictures, labels)),
+        "batch_bytes": batch_bytes(config, config.loader.batch_size),
     }
 
 

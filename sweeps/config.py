@@ -268,6 +268,7 @@ def _rule(config: SweepConfig, block: ResolvedBlock, broken: set[KeyPath]) -> Ru
     faulty = {part for path in broken for part in path}
     metric = None if "metric" in faulty else block.metric.name
     warmup = 0 if "warmup_epochs" in faulty else config.warmup_epochs
+    sizes = grid.swept(block.parameters).get(("loader", "shm_size"), [])
 
     def rule(trial: TrialConfig) -> Iterable[tuple[grid.Path, str]]:
         epochs = trial.sgdr.epochs
@@ -279,7 +280,7 @@ def _rule(config: SweepConfig, block: ResolvedBlock, broken: set[KeyPath]) -> Ru
                 ("device",),
                 f"paced learns nothing, so block {block.name} can't compare {metric}. Write auto, cuda or cpu, or metric epoch_s.",
             )
-        if config.resources.shm == "host" and trial.loader.shm_size is not None:
-            yield ("loader", "shm_size"), "a size of the trial's own needs resources.shm: private. Write that, or remove shm_size."
+        if config.resources.shm == "host" and len(sizes) > 1:
+            yield ("loader", "shm_size"), "the node's own /dev/shm has one size. Write resources.shm: private, or a single size."
 
     return rule

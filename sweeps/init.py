@@ -1,47 +1,37 @@
 """PID 1 of a trial's process tree: forks the training process, reaps, watches /dev/shm, and tells how it ended.
 
 Training is not PID 1 itself, since a process that is ignores SIGTERM and its exit status lies. init samples /dev/shm every few
-milliseconds, and ends a training process that hangs because a batch no longer fitted: PyTorch's feeder thread drops such a batch and
-the loop waits for ever. It calls it so only on evidence: the loop is waiting, and either a worker's allocation error stands in
-the log or another batch would not fit. When init ends, the kernel kills whatever is left in the namespace.
+milliseconds, and ends a training process that hangs because a batch no longer fitted (sweeps/hang.py says how it knows). When init
+ends, the kernel kills whatever is left in its PID namespace and the private /dev/shm is gone. Where namespaces are forbidden, init
+and the supervisor above it do by hand what the kernel does there: whichever of the two is left ends the tree.
 """
 
-import ctypes
+import contextlib
 import json
 import mmap
 import os
-import re
+import resource
+import select
 import signal
 import struct
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from speech.timing import Gauge
+from sweeps import cgroup
+from sweeps.hang import HangWatch
+from sweeps.shm import shm_usage
+from sweeps.tree import HandKeptTree, adopt_orphans, die_with_parent, reap, set_name
 
-PAGE = os.sysconf("SC_PAGESIZE")
 SAMPLE_S = 0.01  # how often /dev/shm is looked at
-STALL_S = 5.0  # a loop that waits this long is looked into
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # sys/prctl.h
+INIT_NAME, TRIAL_NAME = "sweep-init", "sweep-trial"  # what ps calls these processes, and how sweeps/hygiene.py knows them
+OOM_SCORE = 500  # the OOM killer takes the training process before what watches it
 
-# What torch and the C library say when /dev/shm is full; a full disk says "No space left" too, hence the words around it.
-SHM_ERROR = re.compile(
-    r"unable to (allocate|mmap|resize|write to) [^\n]*(shared memory|shm|torch_)[^\n]*|Bus error|SemLock[\s\S]*No space left"
-)
-
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-class ShmUsage(NamedTuple):
-    limit_bytes: int
-    used_bytes: int
-
-
-def shm_usage() -> ShmUsage:
-    """Size and use of /dev/shm as this process sees it. Segments torch has unlinked already count, which `ls` does not show."""
-    stat = os.statvfs("/dev/shm")
-    return ShmUsage(stat.f_blocks * stat.f_frsize, (stat.f_blocks - stat.f_bfree) * stat.f_frsize)
+Record = dict[str, Any]
+Run = Callable[[dict[str, Any], Callable[[Record], None], Gauge], None]
 
 
 class SharedGauge(Gauge):
@@ -90,75 +80,73 @@ class SharedGauge(Gauge):
         return self._get()[3]
 
 
-def run(task: str, arguments: dict[str, Any], records: int, private: bool) -> None:
-    """init's life, from forking the training process to the exit record. Never returns."""
-    die_with_parent()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+def run(work: Run, arguments: dict[str, Any], records: int, alive: int, private: bool) -> None:
+    """init's life, from forking the training process to the exit record. Never returns.
+
+    `alive`: the read end of a pipe that the supervisor holds open while it lives.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
+    die_with_parent(signal.SIGKILL if private else signal.SIGTERM)  # by hand there is something left to do
+    if select.select([alive], [], [], 0)[0]:
+        os._exit(1)  # the supervisor had ended before the line above
+    set_name(INIT_NAME)
     if not private:
-        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        adopt_orphans()
     gauge = SharedGauge()
-    before, kills = shm_usage(), oom_kills()
+    before, kills = shm_usage(), cgroup.oom_kills()
+    own = os.getpid()
     child = os.fork()
     if child == 0:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-        _work(task, arguments, records, gauge)
-    status, hang = _watch(child, gauge, before.used_bytes)
-    _kill_the_rest(private)
-    ending = {"status": status, "shm_limit_bytes": before.limit_bytes, "shm_peak_bytes": gauge.most_bytes, "batch_bytes": gauge.batch_bytes}
-    write_record(records, {"kind": "exit", **ending, "hang": hang, "oom_kills": oom_kills() - kills})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, signal.SIGTERM})
+        os.close(alive)
+        _train(own, work, arguments, records, gauge)
+    tree = None if private else HandKeptTree()
+    status, hang = _watch(child, gauge, HangWatch(gauge, before.limit_bytes - before.used_bytes), before.used_bytes, tree)
+    if tree:
+        tree.end()
+    else:
+        end_namespace()
+    ending = {
+        "kind": "exit",
+        "status": status,
+        "hang": hang,
+        "shm_limit_bytes": before.limit_bytes,
+        "shm_unrelated_bytes": before.used_bytes,
+        "shm_peak_bytes": gauge.most_bytes,
+        "batch_bytes": gauge.batch_bytes,
+        "memory_limit_bytes": cgroup.memory_limit(),
+        "oom_kills": cgroup.oom_kills() - kills,
+    }
+    write_record(records, ending)
     os._exit(0)
 
 
-def _watch(child: int, gauge: SharedGauge, unrelated_bytes: int) -> tuple[int, str | None]:
+def _watch(child: int, gauge: SharedGauge, watch: HangWatch, unrelated_bytes: int, tree: HandKeptTree | None) -> tuple[int, str | None]:
     """Until `child` ends: its status as in subprocess.returncode, and why it was called hanging and killed, if it was."""
     hang = None
     while True:
-        signal.sigtimedwait({signal.SIGCHLD}, SAMPLE_S)
-        usage = shm_usage()
-        gauge.see(usage.used_bytes - unrelated_bytes)
-        while (ended := _reap()) is not None:
+        told = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, SAMPLE_S)
+        gauge.see(shm_usage().used_bytes - unrelated_bytes)
+        if told and told.si_signo == signal.SIGTERM and tree:  # the supervisor is gone
+            tree.end()
+            os._exit(1)
+        while (ended := reap()) is not None:
             if ended[0] == child:
                 return os.waitstatus_to_exitcode(ended[1]), hang
-        if hang is None and gauge.waited_s() > STALL_S:
-            hang = _why_hanging(gauge, usage)
+        if tree:
+            tree.look_round()
+        if hang is None:
+            hang = watch.why()
             if hang:
                 os.kill(child, signal.SIGKILL)
 
 
-def _why_hanging(gauge: SharedGauge, usage: ShmUsage) -> str | None:
-    said = SHM_ERROR.search(_log())
-    if said:
-        return f"no batch for {gauge.waited_s():.0f} s after a worker said: {said[0]}"
-    if gauge.waited_s() > 2 * STALL_S and usage.used_bytes + gauge.batch_bytes > usage.limit_bytes:
-        return f"no batch for {gauge.waited_s():.0f} s and {usage.limit_bytes - usage.used_bytes} bytes free for one of {gauge.batch_bytes}"
-    return None
-
-
-def _log() -> str:
-    """What the tree has written to its stderr, which is a file."""
-    return Path("/proc/self/fd/2").read_text(errors="replace")
-
-
-def _reap() -> tuple[int, int] | None:
+def end_namespace() -> None:
+    """Loader workers that outlive their trainer: in a PID namespace of our own one signal reaches all."""
     try:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return None
-    return (pid, status) if pid else None
-
-
-def _kill_the_rest(private: bool) -> None:
-    """Loader workers that outlive their trainer. In a PID namespace one signal reaches all; else init adopts and kills them in turn."""
-    if private:
-        try:
-            os.kill(-1, signal.SIGKILL)
-        except ProcessLookupError:
-            return  # nobody was left
-    else:
-        while children := Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-            for pid in children:
-                os.kill(int(pid), signal.SIGKILL)
-            os.wait()
+        os.kill(-1, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # nobody was left
     try:
         while True:
             os.wait()
@@ -166,15 +154,20 @@ def _kill_the_rest(private: bool) -> None:
         pass  # all reaped
 
 
-def _work(task: str, arguments: dict[str, Any], records: int, gauge: SharedGauge) -> None:
-    """The training process: runs the task, its records and its exception going up the pipe. Never returns."""
-    from speech.tasks import TASKS
-
+def _train(parent: int, work: Run, arguments: dict[str, Any], records: int, gauge: SharedGauge) -> None:
+    """The training process: does the work, its records and its exception going up the pipe. Never returns."""
     code = 1
     try:
-        die_with_parent()
+        die_with_parent(signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)  # init had ended before the line above
+        set_name(TRIAL_NAME)
+        with contextlib.suppress(OSError):  # some containers mount /proc read-only
+            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a batch under way holds a descriptor for each of its tensors
         os.setsid()
-        TASKS[task](arguments, lambda record: write_record(records, record), gauge)
+        work(arguments, lambda record: write_record(records, record), gauge)
         code = 0
     except BaseException as error:
         text = traceback.format_exc()
@@ -183,22 +176,8 @@ def _work(task: str, arguments: dict[str, Any], records: int, gauge: SharedGauge
         os._exit(code)
 
 
-def write_record(pipe: int, record: dict[str, Any]) -> None:
+def write_record(pipe: int, record: Record) -> None:
     """One JSON line, whole."""
     data = memoryview(json.dumps(record).encode() + b"\n")
     while data:
         data = data[os.write(pipe, data) :]
-
-
-def die_with_parent() -> None:
-    """The kernel kills this process when its parent's main thread ends."""
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def oom_kills() -> int:
-    """How often the kernel's OOM killer has struck in this cgroup, or on this machine where cgroup v2 is not mounted."""
-    for path in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
-        if path.exists():
-            counts = dict(line.split() for line in path.read_text().splitlines())
-            return int(counts.get("oom_kill", 0))
-    return 0

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from speech.config import Pinned, TrialConfig
+from speech.config import Pinned, TrialConfig, format_size
 from sweeps.config import SweepConfig
 from sweeps.isolation import Record, Task, Template
+from sweeps.shm import shm_usage
 
 Say = Callable[[str], None]
 
@@ -20,7 +21,7 @@ Allow them in one of these ways:
   Docker or Podman   --cap-add SYS_ADMIN --security-opt apparmor=unconfined (or --privileged)
   Ubuntu 24.04 on    sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0
   older Debian       sudo sysctl kernel.unprivileged_userns_clone=1
-or give the sweep the /dev/shm that the machine has: resources.shm: host, without loader.shm_size."""
+or give the sweep the /dev/shm that the machine has: resources: {{shm: host}}, with loader.shm_size: {size}, or without it."""
 
 
 class PreflightError(RuntimeError):
@@ -50,6 +51,17 @@ def survey(template: Template, config: SweepConfig, log: Path) -> Node:
     found = result_of(template, Task("look", {}, private, 1 << 20 if private else None), log, "look", "{problem}")
     gpus = [] if config.resources.gpus == 0 else found["gpus"]
     return Node(tuple(gpus), tuple(sorted(os.sched_getaffinity(0))))
+
+
+def check_sizes(config: SweepConfig, configs: list[TrialConfig]) -> None:
+    """On the node's own /dev/shm a trial can have no other size than it has. Raises PreflightError."""
+    limit = shm_usage().limit_bytes
+    asked = {trial.loader.shm_size for trial in configs if trial.loader.shm_size and config.resources.shm == "host"}
+    for size in asked - {limit}:
+        raise PreflightError(
+            f"loader.shm_size: {format_size(size)}, but with resources.shm: host the trial has the machine's own /dev/shm, which is of "
+            f"{format_size(limit)}. Write that, or remove shm_size, or write resources.shm: private."
+        )
 
 
 def prepare(template: Template, configs: list[TrialConfig], log: Path, say: Say) -> None:
@@ -99,7 +111,7 @@ def _raise_for(record: Record, message: str, log: Path) -> None:
     if record["kind"] == "error":
         if record["type"] == "IsolationError":
             message = ALLOW_NAMESPACES
-        raise PreflightError(message.format(problem=record["message"] or record["type"]))
+        raise PreflightError(message.format(problem=record["message"] or record["type"], size=format_size(shm_usage().limit_bytes)))
     if record["kind"] == "exit" and record["status"] != 0:
         raise PreflightError(
             f"a process of the sweep ended with status {record['status']} while looking around. What it wrote is in {log}."

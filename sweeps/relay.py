@@ -5,6 +5,7 @@ process. When the tree has ended the outcome is read from the evidence, and the 
 """
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from speech.config import Pinned, Trial
+from sweeps.forecast import ShmFit
+from sweeps.hygiene import settle
 from sweeps.isolation import Record, Task, Template
 from sweeps.outcome import Outcome, classify
 from sweeps.plan import TrialSpec
@@ -26,11 +29,17 @@ SETUP_TAGS = (
     "precision",
     "channels_last",
     "threads",
+    "omp_threads",
+    "mkl_threads",
+    "affinity",
     "training_clips",
     "validation_clips",
     "skipped_clips",
     "batch_bytes",
 )
+LOG_BYTES = 1 << 18  # of the log that is kept; a worker that warns at every clip writes gigabytes
+SETTLE_S = 5.0  # how long a trial waits for a quiet node at most
+ENDING_TAGS = ("shm_limit_bytes", "status", "oom_kills")
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class Launch:
     keep: str  # which snapshots are uploaded: best, all, none
     provenance: dict[str, Any]  # tags: versions, git commit
     pinned: dict[str, Pinned]  # by the trial's key
+    fits: dict[str, ShmFit]  # by the trial's key
+    exclusive: bool  # a trial holds its node alone
 
 
 @dataclass
@@ -68,18 +79,21 @@ def run_trial(
     folder = launch.folder / spec.key
     shutil.rmtree(folder, ignore_errors=True)  # what an earlier attempt left; its run has its files
     folder.mkdir(parents=True)
-    tracking = Tracking(launch.tracking_uri, launch.experiment)
+    tracking, fit = Tracking(launch.tracking_uri, launch.experiment), launch.fits[spec.key]
+    found = settle(SETTLE_S) if launch.exclusive else None
     config = spec.config.model_dump(mode="json")
     run_id = tracking.start_trial(
         launch.parent, key=spec.key, block=spec.block, repeat=spec.repeat, seed=spec.seed, swept=spec.swept, config=config,
-        tags=launch.provenance | {"node": platform.node(), "warmup_epochs": spec.warmup_epochs},
+        tags=launch.provenance
+        | {"node": platform.node(), "warmup_epochs": spec.warmup_epochs, "forecast_fit": fit.verdict, "node_before": found},
     )  # fmt: skip
+    tracking.log_summary(run_id, fit.metrics())
     heard = _listen(template, spec, launch, folder, tracking, run_id, report)
-    outcome = classify(heard.error, heard.ending, heard.summary is not None, (folder / "stderr.log").read_text(errors="replace"))
+    outcome = classify(heard.error, heard.ending, heard.summary is not None, _log(folder), sure_to_fit=fit.verdict == "fits")
     summary = dict(heard.summary or {})
-    if heard.ending.get("shm_peak_bytes"):
+    if heard.ending.get("shm_peak_bytes") is not None:
         summary["shm_peak_bytes"] = heard.ending["shm_peak_bytes"]
-    tags = {name: heard.setup.get(name) for name in SETUP_TAGS} | {"shm_limit_bytes": heard.ending.get("shm_limit_bytes")}
+    tags = {name: heard.setup.get(name) for name in SETUP_TAGS} | {name: heard.ending.get(name) for name in ENDING_TAGS}
     files = _files(folder, heard) | _kept_snapshots(folder, heard, launch, tracking, spec.block)
     tracking.finish_trial(run_id, outcome.name, outcome.evidence, summary, tags, files)
     shutil.rmtree(folder)
@@ -98,7 +112,7 @@ def _listen(
     """Passes every record on until the tree has ended."""
     heard, pinned = _Heard(), launch.pinned[spec.key]
     trial = Trial(config=spec.config, seed=spec.seed, warmup_epochs=spec.warmup_epochs, pinned=pinned, folder=str(folder))
-    task = Task("train", trial.model_dump(), launch.private_shm, spec.config.loader.shm_size, pinned.cpus)
+    task = Task("train", trial.model_dump(), launch.private_shm, spec.config.loader.shm_size, pinned.cpus, pinned.threads)
     with (folder / "records.jsonl").open("a") as journal:
         for record in template.run(task, folder / "stderr.log", spec.trial_timeout_s):
             journal.write(json.dumps(record) + "\n")
@@ -125,10 +139,9 @@ def _files(folder: Path, heard: _Heard) -> dict[str, Path]:
     """Artifacts: the records, what was written to stderr if anything, and the confusion matrix of the ensemble."""
     files = {"records.jsonl": folder / "records.jsonl"}
     log = folder / "stderr.log"
-    if heard.error:
-        with log.open("a") as file:
-            file.write(heard.error["traceback"])
-    if log.stat().st_size:
+    said = _log(folder) + (heard.error["traceback"] if heard.error else "")
+    if said:
+        log.write_text(said)
         files["stderr.log"] = log
     if heard.confusion:
         labels = heard.setup["labels"]
@@ -139,6 +152,17 @@ def _files(folder: Path, heard: _Heard) -> dict[str, Path]:
         (folder / "confusion.csv").write_text("\n".join(rows) + "\n")
         files["confusion.csv"] = folder / "confusion.csv"
     return files
+
+
+def _log(folder: Path) -> str:
+    """What the tree wrote to stderr; of very much only the beginning and the end."""
+    with (folder / "stderr.log").open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= LOG_BYTES:
+            return file.read().decode(errors="replace")
+        first = file.read(LOG_BYTES // 2)
+        file.seek(size - LOG_BYTES // 2)
+        return f"{first.decode(errors='replace')}\n... {size - LOG_BYTES:,} bytes left out ...\n{file.read().decode(errors='replace')}"
 
 
 def _kept_snapshots(folder: Path, heard: _Heard, launch: Launch, tracking: Tracking, block: str) -> dict[str, Path]:

@@ -2,18 +2,25 @@
 
 Trials run in the order of the plan. Each asks for the resources that the sweep gives every trial; where trials hold their node alone, that
 is all of its CPUs. The Ray actor only relays (sweeps/relay.py): it imports no torch and is reused from trial to trial, and so is the clean
-process that its trials are forked from.
+process that its trials are forked from. Ray's files, its object store among them, lie in the launch's own temporary folder: all of
+/dev/shm is the trials'.
 """
 
+import contextlib
 import logging
 import os
+import select
 import signal
-import tempfile
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sweeps.isolation import Template
+import psutil
+
+from sweeps.isolation import Template, environment
+from sweeps.janitor import kept_tidy
 from sweeps.plan import TrialSpec
 from sweeps.preflight import Node
 from sweeps.relay import Launch, run_trial
@@ -34,24 +41,26 @@ ENVIRONMENT = {
 _template: Template | None = None  # of this Ray actor's process
 
 
+class RayEnded(RuntimeError):
+    """A process of Ray's without which nothing goes on was killed under way."""
+
+
 def run(
     trials: list[TrialSpec], launch: Launch, node: Node, request: dict[str, float], done: Callable[[TrialSpec, dict[str, Any]], None]
 ) -> None:
     """Runs all trials; `done` hears of each, with its outcome, evidence and summary, or with `lost`: why Ray could not finish it.
 
-    `request`: Ray resources of every trial, as {"CPU": 2, "GPU": 1}.
+    `request`: Ray resources of every trial, as {"CPU": 2, "GPU": 1}. Raises RayEnded; trials that have ended are settled then.
     """
-    os.environ |= ENVIRONMENT | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]))
-    }
+    os.environ |= environment() | ENVIRONMENT
     import ray
     from ray import tune
 
-    with tempfile.TemporaryDirectory(prefix="sweep-") as scratch:
+    with kept_tidy() as scratch, _ray_muted(scratch / "ray.log"):
         try:
             ray.init(
-                address="local",
-                num_cpus=len(node.cpus), num_gpus=len(node.gpus), include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES,
+                address="local", num_cpus=len(node.cpus), num_gpus=len(node.gpus), include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES, _plasma_directory=str(scratch), _temp_dir=str(scratch),
                 logging_level=logging.CRITICAL, log_to_driver=False,
             )  # fmt: skip
             logging.getLogger("ray").setLevel(logging.CRITICAL)
@@ -60,11 +69,48 @@ def run(
                 tune.with_resources(tune.with_parameters(_trial, trials=trials, launch=launch), tune.PlacementGroupFactory([request])),
                 param_space={"index": tune.grid_search(list(range(len(trials))))},
                 tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trials[trial.config["index"]].key),
-                run_config=tune.RunConfig(storage_path=scratch, name="tune", verbose=0, callbacks=[_listener(trials, done)]),
+                run_config=tune.RunConfig(storage_path=str(scratch), name="tune", verbose=0, callbacks=[_listener(trials, done)]),
             )
-            tuner.fit()
+            with _interrupted_without("raylet", "gcs_server"):
+                tuner.fit()
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _ray_muted(file: Path) -> Iterator[None]:
+    """Ray prints from threads of its own, a paragraph for a lost actor; we say the same in a line."""
+    with file.open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        yield
+
+
+@contextlib.contextmanager
+def _interrupted_without(*names: str) -> Iterator[None]:
+    """Ends the wait for trials when one of these children is gone: Ray itself would wait on, for a node that never comes back."""
+    needed = [child for child in psutil.Process().children() if child.name() in names]
+    descriptors = {os.pidfd_open(child.pid): child.name() for child in needed}
+    stop, stopped = os.pipe()
+    ended: list[str] = []
+
+    def watch() -> None:
+        ready, _, _ = select.select([stop, *descriptors], [], [])
+        if stop not in ready:
+            ended.append(descriptors[ready[0]])
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not ended:
+            raise
+        raise RayEnded(f"Ray's {ended[0]} was killed under way. What has ended is settled; the same command runs the rest.") from None
+    finally:
+        os.close(stopped)  # wakes the watcher
+        watcher.join()
+        for descriptor in (stop, *descriptors):
+            os.close(descriptor)
 
 
 def _trial(config: dict[str, int], trials: list[TrialSpec], launch: Launch) -> None:
@@ -72,7 +118,8 @@ def _trial(config: dict[str, int], trials: list[TrialSpec], launch: Launch) -> N
     from ray import tune
 
     global _template
-    _template = _template or Template(launch.started_in)
+    if _template is None or _template.ended:
+        _template = Template(launch.started_in)
     outcome, summary = run_trial(_template, trials[config["index"]], launch, tune.report)
     tune.report({"outcome": outcome.name, "evidence": outcome.evidence, "summary": summary})
 
@@ -82,11 +129,15 @@ def _listener(trials: list[TrialSpec], done: Callable[[TrialSpec, dict[str, Any]
 
     class Listener(tune.Callback):
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            done(specs[trial.config["index"]], trial.last_result)
+            tell(specs[trial.config["index"]], trial.last_result)
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             lost = str(trial.get_error()).strip().splitlines()[-1] if trial.get_error() else "its Ray actor ended"
-            done(specs[trial.config["index"]], {"lost": lost})
+            tell(specs[trial.config["index"]], {"lost": lost})
+
+    def tell(spec: TrialSpec, result: dict[str, Any]) -> None:
+        with contextlib.redirect_stdout(sys.__stdout__):
+            done(spec, result)
 
     specs = trials
     return Listener()

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from speech import corpora
-from speech.config import Pinned, cache_dir
+from speech.config import Corpus, Pinned, cache_dir
 from speech.cpu import cpu_model
 from sweeps import preflight, runner
 from sweeps.config import SweepConfig
+from sweeps.forecast import ShmFit, counted, fit
 from sweeps.isolation import Template
 from sweeps.plan import Plan, TrialSpec, plan
 from sweeps.preflight import Node, PreflightError, Say
 from sweeps.relay import Launch
+from sweeps.shm import shm_usage
 from sweeps.tracking import Tracking, run_name
 
 WORK_FOLDER = Path(".sweeps")  # what is under way; a trial's folder goes when MLflow has its files
@@ -42,6 +44,7 @@ class Sweep:
     tracking: Tracking
     parent: str  # run id
     plan: Plan
+    fits: dict[str, ShmFit]  # by the trial's key
     settled: dict[str, str]  # key -> outcome
     folder: Path
     node: Node
@@ -63,27 +66,55 @@ def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[S
     folder.mkdir(parents=True, exist_ok=True)
     with _held(lock_file(tracking.uri, config)), _template() as template:
         node = preflight.survey(template, config, folder / "preflight.log")
-        try:
-            made = plan(config, lambda corpus: corpora.prepare(corpus, say).fingerprint)
-        except corpora.CorpusError as error:
-            raise PreflightError(str(error)) from error
+        made, fits = planned(config, say)
         trials = made.trials
         request(config, node, trials)  # what the node can't give is known before anything is prepared
+        preflight.check_sizes(config, [trial.config for trial in trials])
         preflight.prepare(template, [trial.config for trial in trials], folder / "preflight.log", say)
         rows = [{"key": t.key, "block": t.block, "repeat": t.repeat, "swept": t.swept} for t in trials]
         parent = tracking.start_sweep(config.name, text, rows, rebuild)
         tracking.close_orphans(parent, folder)
         known = tracking.settled_keys(parent)
         settled = {t.key: known[t.key] for t in trials if t.key in known}
-        yield Sweep(config, tracking, parent, made, settled, folder, node, template)
+        yield Sweep(config, tracking, parent, made, fits, settled, folder, node, template)
+
+
+def planned(config: SweepConfig, say: Say) -> tuple[Plan, dict[str, ShmFit]]:
+    """Every trial, and by its key what it will need of /dev/shm. Prepares the corpora, since keys and batches depend on their clips.
+
+    A trial without a size of its own has what is free on this node's /dev/shm now. PreflightError where a corpus can't be used.
+    """
+    prepared: dict[str, corpora.PreparedCorpus] = {}
+
+    def fingerprint(corpus: Corpus) -> str:
+        prepared[corpus.model_dump_json()] = found = corpora.prepare(corpus, say)
+        return found.fingerprint
+
+    try:
+        made = plan(config, fingerprint)
+    except corpora.CorpusError as error:
+        raise PreflightError(str(error)) from error
+    clips = {name: (len(found.split("training")), len(found.split("validation"))) for name, found in prepared.items()}
+    usage = shm_usage()
+    free = usage.limit_bytes - usage.used_bytes
+    return made, {trial.key: fit(trial.config, *clips[trial.config.corpus.model_dump_json()], free) for trial in made.trials}
 
 
 def heading(sweep: Sweep) -> str:
-    """What is about to run, what is settled already, and what was left out and why."""
-    counts = Counter(trial.block for trial in sweep.plan.trials)
+    """What is about to run, and what is foreseen not to fit into /dev/shm for certain."""
+    fits = [sweep.fits[trial.key] for trial in sweep.left]
+    foreseen = f"/dev/shm: {counted(fits)} (--dry-run shows which)"
+    return "\n".join([outline(sweep.config.name, sweep.plan, sweep.settled), *([foreseen] if {f.verdict for f in fits} - {"fits"} else [])])
+
+
+def outline(name: str, made: Plan, settled: Collection[str]) -> str:
+    """How many trials there are, how many are settled already, and what was left out and why. `settled`: keys."""
+    trials = made.trials
+    counts = Counter(trial.block for trial in trials)
     blocks = ", ".join(f"{count} in {block}" for block, count in counts.items())
-    lines = [f"{sweep.config.name}: {len(sweep.plan.trials)} trials ({blocks}), {len(sweep.settled)} settled, {len(sweep.left)} to run"]
-    return "\n".join(lines + [str(removed) for removed in sweep.plan.removed])
+    left = sum(trial.key not in settled for trial in trials)
+    lines = [f"{name}: {len(trials)} trials ({blocks}), {len(trials) - left} settled, {left} to run"]
+    return "\n".join(lines + [str(removed) for removed in made.removed])
 
 
 def run(sweep: Sweep, say: Say) -> list[TrialSpec]:
@@ -112,6 +143,8 @@ def _launch(sweep: Sweep, say: Say) -> Launch:
         keep=config.snapshots.keep,
         provenance=provenance(),
         pinned=_pinned(sweep, say),
+        fits=sweep.fits,
+        exclusive=config.resources.exclusive_node,
     )
 
 
@@ -181,8 +214,15 @@ def provenance() -> dict[str, Any]:
 
 
 def _tracking(config: SweepConfig) -> Tracking:
-    try:
+    with reached(config):
         return Tracking(config.tracking.uri, config.tracking.experiment)
+
+
+@contextmanager
+def reached(config: SweepConfig) -> Iterator[None]:
+    """Whatever goes wrong with the tracker in this block is a PreflightError that names it."""
+    try:
+        yield
     except Exception as error:  # MLflow and its database drivers raise types of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PreflightError(f"tracking.uri {config.tracking.uri} can't be used: {reason}") from error

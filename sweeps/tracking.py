@@ -225,7 +225,7 @@ class Tracking:
         self._log(run_id, metrics=metrics, step=cycle)
 
     def log_summary(self, run_id: str, metrics: Mapping[str, float | None]) -> None:
-        """Adds to the summary of a trial that has ended."""
+        """Adds figures that a trial has one of: what was foreseen before it runs, what the test split gave after it."""
         self._log(run_id, metrics=metrics)
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from speech.accelerator import DeviceError, choose, fastest, work_paced
 from speech.config import Device
-from speech.loading import picture_shape
+from speech.shapes import picture_shape
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")
 

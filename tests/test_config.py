@@ -162,8 +162,8 @@ def test_a_fault_of_the_shared_parameters_is_told_once(faults_of):
             "Write auto, cuda or cpu, or metric epoch_s.",
         ),
         (
-            "  loader: {shm_size: {values: [64M]}}\nresources: {shm: host}\n",
-            "line 4  parameters.loader.shm_size: a size of the trial's own needs resources.shm: private. Write that, or remove shm_size.",
+            "  loader: {shm_size: {values: [64M, 1G]}}\nresources: {shm: host}\n",
+            "line 4  parameters.loader.shm_size: the node's own /dev/shm has one size. Write resources.shm: private, or a single size.",
         ),
         ("seed: 1\nseed: 2\n", "line 5  seed: written twice; first on line 4. Keep one."),
         ("blocks: {a.b: {}}\n", "line 4  blocks.a.b: 'a.b' can't name a block. Write letters, digits, '_' or '-'."),

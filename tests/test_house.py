@@ -64,7 +64,11 @@ def test_make_targets_of_the_readme_exist() -> None:
     assert {a or b for a, b in named} <= targets
 
 
-@pytest.mark.parametrize("path", [ROOT / "sweep.yaml", ROOT / "tests/benchmarks/accuracy.yaml"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "sweep.yaml", ROOT / "tests/benchmarks/accuracy.yaml", *(ROOT / "sweeps/examples").glob("*.yaml")],
+    ids=lambda path: path.name,
+)
 def test_shipped_sweeps_load_and_plan(path: Path) -> None:
     assert plan(load(path), lambda corpus: corpus.name).trials
 

@@ -4,26 +4,19 @@ import ctypes
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from speech.config import Trial
-from sweeps.init import PAGE, shm_usage
 from sweeps.isolation import Task, Template, enter_namespaces
-from sweeps.outcome import Outcome, classify
+from sweeps.outcome import classify
+from sweeps.shm import PAGE, shm_usage
+from tests.trees import ROOT, can_isolate, descendants, finish, trees, wait_until
 
-ROOT = Path(__file__).parent.parent
 NOBODY = 65534
 PR_SET_DUMPABLE = 4
-
-
-def can_isolate() -> bool:
-    return (
-        subprocess.run([sys.executable, "-c", "from sweeps.isolation import enter_namespaces as e; e(1 << 20)"], cwd=ROOT).returncode == 0
-    )
 
 
 pytestmark = pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
@@ -34,22 +27,6 @@ def template():
     made = Template(ROOT)
     yield made
     made.close()
-
-
-def descendants(of: int) -> list[psutil.Process]:
-    return psutil.Process(of).children(recursive=True)
-
-
-def trees(template: Template) -> list[psutil.Process]:
-    """What lives below the template: supervisor, init, training, workers. Supervisors come first."""
-    return descendants(template._process.pid)
-
-
-def wait_until(true, seconds: float = 10.0) -> bool:
-    end = time.monotonic() + seconds
-    while not true() and time.monotonic() < end:
-        time.sleep(0.05)
-    return true()
 
 
 def training(tone_trial, folder: Path, shm_bytes: int | None = None, step_s: float = 0.001, **loader) -> Task:
@@ -63,13 +40,6 @@ def pictures(template, tone_trial, tmp_path_factory) -> None:
     log = tmp_path_factory.mktemp("prepare") / "log"
     *_, ending = template.run(Task("prepare", tone_trial(loader={"form": "png"}).model_dump(), private=False), log)
     assert ending["status"] == 0, log.read_text()
-
-
-def finish(template: Template, task: Task, folder: Path, timeout_s: float | None = None) -> tuple[list[dict], Outcome]:
-    log = folder / "stderr.log"
-    *records, ending = template.run(task, log, timeout_s)
-    error = next((record for record in records if record["kind"] == "error"), None)
-    return [*records, ending], classify(error, ending, any(r["kind"] == "end" for r in records), log.read_text())
 
 
 @pytest.mark.parametrize("size", [1 << 20, 64 << 20, (3 << 20) + 5])

@@ -18,7 +18,7 @@ from analysis.runs import sweep_runs
 from sweeps.config import load
 from sweeps.sweep import lock_file
 from sweeps.tracking import connect, resolve_uri
-from tests.test_isolation import can_isolate, wait_until
+from tests.trees import can_isolate, wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -269,3 +269,36 @@ def test_what_can_not_run_is_said_before_anything_starts(tones, tmp_path, monkey
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob(".sweeps/planted/*/records.jsonl"))
+
+
+def test_a_dry_run_tells_what_is_settled_even_while_another_launch_holds_the_sweep(tones, launched) -> None:
+    folder, _ = launched
+    (folder / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=2))
+    before = sorted(run.info.run_id for run in _children(folder))
+    with lock_file(f"sqlite:///{folder}/mlflow.db", load(folder / "sweep.yaml")).open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = launch(folder, "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "/dev/shm: 5 fit, 1 depends on rates (--dry-run shows which)" in launched[1].stdout
+    states = [re.split(r"\s{2,}", line.strip()) for line in done.stdout.splitlines() if re.match("[0-9a-f]{12} ", line)]
+    assert {tuple(row[3:6]) for row in states if row[1:3] == ["workers", "1"]} == {
+        ("0", "4M", "completed"),
+        ("0", "64M", "completed"),
+        ("2", "4M", "shm_exhausted"),
+        ("2", "64M", "completed"),
+    }
+    assert {row[-1] for row in states if row[3:5] == ["2", "4M"]} == {"depends on rates"}
+    assert sorted(run.info.run_id for run in _children(folder)) == before
+    assert not (folder / ".sweeps" / "planted" / states[0][0]).exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "code", "message"),
+    [("parameters.sgdr.epoch=3", 2, "Did you mean epochs"), ("parameters.corpus.path=/no/such/place", 3, "/no/such/place")],
+)
+def test_a_dry_run_exits_as_a_launch_does(tones, tmp_path, flag: str, code: int, message: str) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=1))
+    done = launch(tmp_path, "--dry-run", "--set", flag)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert message in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]

@@ -5,7 +5,8 @@ import torch
 from speech import corpora
 from speech.audio import read_clip
 from speech.features import Picture
-from speech.loading import EpochBatches, from_image, make_loader, picture_shape, prepare_forms, to_image
+from speech.loading import EpochBatches, from_image, make_loader, prepare_forms, to_image
+from speech.shapes import picture_shape
 
 ALL_AUGMENTS = {"shift_ms": 50.0, "speed": 0.1, "noise": 0.5, "freq_mask": 4, "time_mask": 4}
 

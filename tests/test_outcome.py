@@ -2,7 +2,16 @@ import pytest
 
 from sweeps.outcome import classify
 
-ENDED = {"status": 1, "shm_limit_bytes": 64 << 20, "shm_peak_bytes": 60 << 20, "batch_bytes": 9 << 20, "hang": None, "oom_kills": 0}
+ENDED = {
+    "status": 1,
+    "shm_limit_bytes": 64 << 20,
+    "shm_unrelated_bytes": 0,
+    "shm_peak_bytes": 60 << 20,
+    "batch_bytes": 9 << 20,
+    "memory_limit_bytes": 8 << 30,
+    "hang": None,
+    "oom_kills": 0,
+}
 
 
 def error(kind: str, message: str) -> dict:

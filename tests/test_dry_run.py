@@ -1,0 +1,136 @@
+"""A dry run tells the plan, what is settled, and what fits; and leaves everything as it was."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeps.config import load
+from sweeps.dry_run import recorded, tell
+from sweeps.preflight import PreflightError
+from sweeps.shm import shm_usage
+from sweeps.sweep import planned
+from tests.conftest import plant_trial
+
+ROOT = Path(__file__).parent.parent
+SWEEP = """
+name: planted
+parameters:
+  corpus: {{name: folder, path: {tones}, words: [low, high]}}
+  features: {{n_mels: 16, hop_ms: 25.0}}
+  loader: {{form: png, batch_size: 4}}    # 2.3 MiB a batch, 3 batches an epoch
+  sgdr: {{epochs: 2}}
+order: listed
+exclude: [{{loader.num_workers: 0, loader.shm_size: 2M}}]
+blocks:
+  workers:
+    parameters:
+      loader: {{num_workers: {{values: [0, 1]}}, shm_size: {{values: [2M, 6M, 8M]}}}}
+      device: {{first_of: [paced], step_s: 0.05}}
+  cycles:
+    parameters:
+      device: cpu
+      sgdr: {{cycle_epochs: {{values: [1, 2]}}}}
+"""
+
+
+@pytest.fixture
+def config(tones, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones))
+    return load(tmp_path / "sweep.yaml")
+
+
+def told(config) -> list[str]:
+    lines: list[str] = []
+    tell(config, lines.append)
+    return [line for line in "\n".join(lines).splitlines() if line.strip()]
+
+
+def rows(lines: list[str]) -> list[list[str]]:
+    """The table's lines, split where two spaces are; a blank cell is lost."""
+    return [re.split(r"\s{2,}", line.strip()) for line in lines if re.match(r"[0-9a-f]{12} ", line)]
+
+
+def test_it_tells_every_trial_in_the_order_of_the_plan(config) -> None:
+    lines = told(config)
+    free = shm_usage().limit_bytes / 2**20
+    cells = [row[1:] for row in rows(lines)]
+    assert cells[:5] == [
+        ["workers", "1", "0", "6M", "new", "2.3", "0.0", "0.0", "6.0", "fits"],
+        ["workers", "1", "0", "8M", "new", "2.3", "0.0", "0.0", "8.0", "fits"],
+        ["workers", "1", "1", "2M", "new", "2.3", "2.3", "6.9", "2.0", "overflows"],
+        ["workers", "1", "1", "6M", "new", "2.3", "2.3", "6.9", "6.0", "depends on rates"],
+        ["workers", "1", "1", "8M", "new", "2.3", "2.3", "6.9", "8.0", "fits"],
+    ]
+    assert [row[:3] for row in cells[5:]] == [["cycles", "1", "1"], ["cycles", "1", "2"]]
+    assert all(0 < float(row[-2].replace(",", "")) <= free for row in cells[5:]), "what is free on the node's own"
+    assert [row[0] for row in rows(lines)] == [trial.key for trial in planned(config, print)[0].trials]
+    at = lines.index("planted: 7 trials (5 in workers, 2 in cycles), 0 settled, 7 to run")
+    assert lines[at + 1].startswith("1 point removed from workers: exclude")
+    assert lines[-1] == "/dev/shm: 5 fit, 1 overflows, 1 depends on rates"
+
+
+def test_the_lines_are_aligned_and_no_wider_than_a_page(config) -> None:
+    lines = told(config)
+    (rule,) = [line for line in lines if set(line) == {"-", " "}]
+    assert max(map(len, lines)) <= 140
+    table = lines[lines.index(rule) - 2 : -1]
+    gaps = [at for at, character in enumerate(rule) if character == " "]
+    assert all(line.ljust(len(rule))[at] == " " for line in table for at in gaps)
+
+
+def test_without_a_tracker_none_is_made(config, tmp_path) -> None:
+    assert recorded(config) == {}
+    told(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]
+
+
+def test_what_is_settled_failed_and_new_is_read_from_the_tracker_and_nothing_written(config, tracking) -> None:
+    first, second, third, fourth, *_ = [trial.key for trial in planned(config, print)[0].trials]
+    other = tracking.start_sweep("another", "", [], "")
+    plant_trial(tracking, other, {}, key=fourth)
+    assert recorded(config) == {}, "another sweep of the same tracker"
+    parent = tracking.start_sweep("planted", "", [], "")
+    plant_trial(tracking, parent, {}, key=first)
+    plant_trial(tracking, parent, {}, key=first, outcome="crashed")  # settled stays settled
+    plant_trial(tracking, parent, {}, key=second, outcome="timeout")
+    plant_trial(tracking, parent, {}, key=second, outcome="oom")
+    plant_trial(tracking, parent, {}, key=third, outcome="shm_exhausted")
+    database = Path(tracking.uri.removeprefix("sqlite:///"))
+    before = database.read_bytes()
+    lines = told(config)
+    assert [row[5] for row in rows(lines)[:5]] == ["completed", "oom", "shm_exhausted", "new", "new"]
+    assert "planted: 7 trials (5 in workers, 2 in cycles), 2 settled, 5 to run" in lines
+    assert database.read_bytes() == before
+
+
+def test_a_host_shm_is_what_is_free_of_it(tones, config, tmp_path) -> None:
+    (tmp_path / "host.yaml").write_text(
+        f"name: host\nresources: {{shm: host}}\nparameters:\n  corpus: {{name: folder, path: {tones}, words: [low, high]}}\n"
+        "  loader: {num_workers: 1, batch_size: 4}\n  device: {first_of: [paced], step_s: 0.1}\n  sgdr: {epochs: 2}\n"
+    )
+    ((*_, has, verdict),) = rows(told(load(tmp_path / "host.yaml")))
+    free = shm_usage().limit_bytes - shm_usage().used_bytes
+    assert float(has.replace(",", "")) == pytest.approx(free / 2**20, rel=0.2)
+    assert verdict == "fits"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("parameters.corpus.words=[low, hihg]", "Did you mean high"), ("tracking.uri=sqlite:///sweep.yaml", "not a database")],
+)
+def test_what_can_not_be_read_is_a_preflight_error(config, tmp_path, override: str, message: str) -> None:
+    with pytest.raises(PreflightError, match=message):
+        told(load(tmp_path / "sweep.yaml", [override]))
+
+
+def test_it_imports_neither_torch_nor_ray_and_without_a_tracker_no_mlflow(config, tmp_path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import launch; code = launch.main(['sweep.yaml', '--dry-run']);"
+        "sys.exit(code or ' '.join({'torch', 'ray', 'mlflow', 'pandas'} & sys.modules.keys()) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

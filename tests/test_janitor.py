@@ -1,0 +1,151 @@
+"""kill -9 of each link of a real launch: what is left ten seconds later, and what the next launch makes of it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sweeps.isolation import environment
+from sweeps.janitor import MARK
+from sweeps.shm import shm_usage
+from tests.trees import ROOT, can_isolate, descendants, wait_until
+
+SWEEP = """
+name: links
+warmup_epochs: 0
+repeats: 2
+resources: {{shm: {shm}}}
+parameters:
+  corpus: {{name: folder, path: {tones}, words: [low, high]}}
+  features: {{n_mels: 16, hop_ms: 25.0}}
+  loader: {{form: png, batch_size: 4, num_workers: 2}}
+  device: {{first_of: [paced], step_s: 0.4}}
+  sgdr: {{epochs: 4}}
+"""
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """For TMPDIR: sockets in it have paths that are limited to 107 letters, which pytest's own folders would use up."""
+    folder = Path(tempfile.mkdtemp(prefix="links-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def launch(folder: Path, temporary: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, ROOT / "launch.py", "sweep.yaml"], cwd=folder, env=os.environ | {"TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def links(launched: int) -> dict[str, psutil.Process]:
+    """The chain of a running trial, from launch.py to a loader worker; incomplete while it starts."""
+    found = {"launch.py": psutil.Process(launched)}
+    for process in descendants(launched):
+        try:
+            parent, words = process.parent(), process.cmdline()
+            name = process.name()
+        except psutil.Error:
+            continue
+        if name in ("raylet", "sweep-init"):
+            found[name] = process
+        elif name == "sweep-trial" and parent and parent.name() == "sweep-init":
+            found["training"] = process
+        elif parent and parent == found.get("training"):
+            found["worker"] = process
+        elif "sweeps.isolation" in words and parent and parent.name().startswith("ray::"):
+            found["fork server"], found["actor"] = process, parent
+    return found
+
+
+LINKS = ("launch.py", "raylet", "actor", "fork server", "sweep-init", "training", "worker")
+CRASHED = {"fork server", "sweep-init", "training", "worker"}  # whose end the actor sees and files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shm", ["private", "host"])
+@pytest.mark.parametrize("link", LINKS)
+def test_nothing_is_left_ten_seconds_after_a_link_was_killed(tones, tmp_path, short_folder, link: str, shm: str) -> None:
+    check_link(tones, tmp_path, short_folder, link, shm)
+
+
+def test_nothing_is_left_ten_seconds_after_launch_was_killed(tones, tmp_path, short_folder) -> None:
+    check_link(tones, tmp_path, short_folder, "launch.py", "private" if can_isolate() else "host")
+
+
+def check_link(tones: Path, folder: Path, temporary: Path, link: str, shm: str) -> None:
+    if shm == "private" and not can_isolate():
+        pytest.skip("this machine forbids mount namespaces")
+    (folder / "sweep.yaml").write_text(SWEEP.format(tones=tones, shm=shm))
+    before, mounts, used = set(os.listdir("/dev/shm")), Path("/proc/mounts").read_text(), shm_usage().used_bytes
+    running = launch(folder, temporary)
+    assert wait_until(lambda: set(links(running.pid)) == set(LINKS), seconds=60), links(running.pid)
+    chain = links(running.pid)
+    tree = [process for process in descendants(running.pid) if "sweep" in process.name() or process == chain["worker"]]
+    everything = [*descendants(running.pid), *marked(temporary)]
+    chain[link].kill()
+    killed = time.monotonic()
+    if link == "launch.py":
+        assert wait_until(lambda: not alive(everything) and not os.listdir(temporary), seconds=10), (
+            alive(everything),
+            list(temporary.iterdir()),
+        )
+    else:
+        assert wait_until(lambda: not alive(tree), seconds=10 - (time.monotonic() - killed)), alive(tree)
+    out, _ = running.communicate(timeout=60)
+    assert running.returncode == {"launch.py": -9}.get(link, 1), out
+    assert wait_until(lambda: not alive(everything) and not marked(temporary) and not os.listdir(temporary), seconds=10), os.listdir(
+        temporary
+    )
+    assert set(os.listdir("/dev/shm")) <= before
+    assert shm_usage().used_bytes <= used
+    assert Path("/proc/mounts").read_text() == mounts
+    if link in CRASHED:
+        assert "crashed: " in out
+        assert "1 crashed, 1 completed" in out
+    assert "Traceback" not in out
+    again, _ = (rerun := launch(folder, temporary)).communicate(timeout=120)
+    assert rerun.returncode == 0, again
+    assert "2 completed" in again
+    assert not os.listdir(temporary)
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def marked(temporary: Path) -> list[psutil.Process]:
+    """What the launches whose folders lie there have started through Ray."""
+    mark = f"{MARK}={temporary}".encode()
+    return [process for process in psutil.process_iter() if mark in environment_of(process.pid)]
+
+
+def environment_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_process_that_renamed_itself_and_left_its_session_goes_too(short_folder) -> None:
+    code = f"""
+import os, subprocess, sys, tempfile
+tempfile.tempdir = {str(short_folder)!r}
+from sweeps.janitor import kept_tidy
+with kept_tidy() as folder:
+    (folder / "file").write_text("x")
+    child = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'other', 0, 0, 0); time.sleep(1000)"
+    print(subprocess.Popen([sys.executable, "-c", child], start_new_session=True).pid, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == -9
+    assert wait_until(lambda: not psutil.pid_exists(int(done.stdout)) and not os.listdir(short_folder), seconds=5)

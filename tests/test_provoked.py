@@ -1,0 +1,140 @@
+"""Every way in which a trial can end badly, provoked for real in a process tree of its own, and what it is called."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from sweeps import cgroup
+from sweeps.isolation import Task, Template
+from tests.trees import ROOT, can_isolate, finish, trees, wait_until
+
+pytestmark = pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
+
+MIB = 1 << 20
+GROUP_BYTES = 1536 * MIB
+
+
+@pytest.fixture(scope="module")
+def template():
+    made = Template(ROOT, tasks="tests.provoked")
+    yield made
+    made.close()
+
+
+def loop(shm_mib: int, **arguments) -> Task:
+    return Task("loop", arguments, shm_bytes=shm_mib * MIB)
+
+
+@pytest.mark.parametrize(
+    ("task", "sure_to_fit", "outcome", "evidence"),
+    [
+        (loop(8), True, "completed", "schedule ran to its end"),
+        (loop(8, batch_mib=9), False, "shm_exhausted", "unable to allocate shared memory"),
+        (loop(8, batch_mib=3, num_workers=4), False, "shm_exhausted", "unable to allocate shared memory"),
+        (loop(8, accident="share", num_workers=1), False, "shm_exhausted", "unable to allocate shared memory"),
+        (Task("accident", {"accident": "share"}, shm_bytes=8 * MIB), False, "shm_exhausted", "unable to allocate shared memory"),
+        (loop(8, accident="fill_shm"), True, "shm_exhausted", "Bus error"),
+        (Task("accident", {"accident": "fill_shm"}, shm_bytes=8 * MIB), True, "shm_exhausted", "signal 7"),
+        (loop(64, accident="sigbus"), True, "crashed", "though there was room"),
+        (loop(64, accident="sigkill"), True, "crashed", "killed by signal: Killed"),
+        (loop(64, accident="segfault"), True, "crashed", "killed by signal: Segmentation fault"),
+        (loop(64, accident="exit"), True, "crashed", "exited unexpectedly"),
+        (loop(64, accident="raises"), True, "crashed", "ZeroDivisionError"),
+        (loop(64, accident="open_too_many"), True, "crashed", "ulimit -Hn"),
+        (loop(64, accident="memory_error"), True, "oom", "MemoryError"),
+        (Task("accident", {"accident": "sigkill"}), True, "crashed", "killed by signal 9"),
+        (Task("accident", {"accident": "abort"}), True, "crashed", "killed by signal 6"),
+        (Task("accident", {"accident": "exit"}), True, "crashed", "status 3"),
+        (Task("accident", {"accident": "memory_error"}), True, "oom", "MemoryError"),
+    ],
+    ids=lambda value: str(value.arguments | {"shm": value.shm_bytes}) if isinstance(value, Task) else None,
+)
+def test_an_accident_has_its_name(template, tmp_path, task: Task, sure_to_fit: bool, outcome: str, evidence: str) -> None:
+    began = time.monotonic()
+    *_, found = finish(template, task, tmp_path, timeout_s=60, sure_to_fit=sure_to_fit)
+    assert found.name == outcome, found
+    assert evidence in found.evidence
+    assert time.monotonic() - began < 12
+    assert wait_until(lambda: not trees(template), seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("shm_mib", "arguments"),
+    [(4, {"batch_mib": 5.0}), (14, {"batch_mib": 4.0, "num_workers": 4, "step_s": 0.2})],
+    ids=["empty", "nearly full"],
+)
+def test_the_silent_hang_is_found_within_fifteen_seconds(template, tmp_path, shm_mib: int, arguments: dict) -> None:
+    """A custom collate function: the batch is lost in the feeder thread, and the loop waits for ever."""
+    began = time.monotonic()
+    *_, outcome = finish(template, loop(shm_mib, custom_collate=True, **arguments), tmp_path, timeout_s=60)
+    assert outcome.name == "shm_exhausted"
+    assert re.search(r"no batch for \d+ s after a worker said: unable to allocate shared memory", outcome.evidence)
+    assert time.monotonic() - began < 15
+    assert wait_until(lambda: not trees(template), seconds=1)
+
+
+def test_a_hang_whose_workers_lost_their_stderr_is_found_by_the_room_that_is_left(template, tmp_path) -> None:
+    began = time.monotonic()
+    *_, outcome = finish(template, loop(4, batch_mib=5.0, custom_collate=True, mute=True), tmp_path, timeout_s=60)
+    assert outcome.name == "shm_exhausted"
+    assert "no room for one batch more" in outcome.evidence
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize(
+    ("shm_mib", "accident"),
+    [(64, "nap"), (3, "work")],
+    ids=["asleep on a roomy shm", "at work on a tight one"],
+)
+def test_a_slow_loader_is_waited_for(template, tmp_path, shm_mib: int, accident: str) -> None:
+    """With one worker and no more than two batches under way, three of 1 MiB are all there can be."""
+    task = loop(shm_mib, accident=accident, num_workers=1, prefetch_factor=1, batches=4)
+    *_, outcome = finish(template, task, tmp_path, timeout_s=60)
+    assert outcome.name == "completed", outcome
+
+
+def test_a_trial_that_ignores_sigterm_ends_at_its_timeout(template, tmp_path) -> None:
+    began = time.monotonic()
+    *_, outcome = finish(template, loop(64, step_s=60.0, ignore_sigterm=True), tmp_path, timeout_s=2)
+    assert outcome.name == "timeout"
+    assert time.monotonic() - began < 4
+    assert wait_until(lambda: not trees(template), seconds=1), "it is gone when its end is told"
+
+
+MEMORY_GROUPS = Path("/sys/fs/cgroup/memory") if Path("/sys/fs/cgroup/memory").is_dir() else Path("/sys/fs/cgroup")
+
+
+@pytest.fixture
+def small_group():
+    """A control group of 1.5 GiB, as a container's."""
+    folder = MEMORY_GROUPS / f"sweep-test-{time.time_ns()}"
+    try:
+        folder.mkdir()
+        limit = folder / ("memory.limit_in_bytes" if (folder / "memory.limit_in_bytes").exists() else "memory.max")
+        limit.write_text(str(GROUP_BYTES))
+    except OSError as error:
+        if folder.is_dir():
+            folder.rmdir()
+        pytest.skip(f"no control group can be made here: {error}")
+    yield folder
+    assert wait_until(lambda: not (folder / "cgroup.procs").read_text())
+    folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "outcome"),
+    [({"batch_mib": 60.0, "batches": 24, "prefetch_factor": 20, "step_s": 0.5}, "shm_exhausted"), ({"accident": "hoard"}, "oom")],
+)
+def test_the_oom_killer_struck_for_shm_or_for_memory(small_group, tmp_path, arguments: dict, outcome: str) -> None:
+    held = Template(ROOT, tasks="tests.provoked")
+    (small_group / "cgroup.procs").write_text(str(held._process.pid))
+    try:
+        records, found = finish(held, loop(4096, num_workers=1, **arguments), tmp_path, timeout_s=60)
+        assert found.name == outcome, found
+        assert records[-1]["memory_limit_bytes"] == GROUP_BYTES
+        assert records[-1]["oom_kills"] > 0
+        assert cgroup.memory_limit() > GROUP_BYTES, "the test itself is outside"
+    finally:
+        held.close()
