@@ -21,6 +21,7 @@ Allow them in one of these ways:
   Docker or Podman   --cap-add SYS_ADMIN --security-opt apparmor=unconfined (or --privileged)
   Ubuntu 24.04 on    sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0
   older Debian       sudo sysctl kernel.unprivileged_userns_clone=1
+  limit of none      sudo sysctl user.max_user_namespaces=10000
 or give the sweep the /dev/shm that the machine has: resources: {{shm: host}}, with loader.shm_size: {size}, or without it."""
 
 

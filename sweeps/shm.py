@@ -35,14 +35,28 @@ def shm_usage() -> ShmUsage:
 
 def names_held(pid: int) -> set[Path]:
     """Files of /dev/shm that a process maps or has open. One that is gone, or another user's, holds none that matter here."""
-    held: set[str] = set()
+    # By inode, since the C library renames a semaphore after mapping it, and the maps keep the old name
+    held: set[tuple[int, int]] = set()
     with contextlib.suppress(OSError):
-        held |= {line.split(maxsplit=5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            _, _, _, device, inode, *_ = line.split()
+            major, minor = device.split(":")
+            held.add((os.makedev(int(major, 16), int(minor, 16)), int(inode)))
     with contextlib.suppress(OSError):
         for descriptor in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
-                held.add(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
-    return {Path(name) for name in held if name.startswith("/dev/shm/") and not name.endswith(" (deleted)")}
+                held.add(_inode(Path(f"/proc/{pid}/fd/{descriptor}")))
+    found = set()
+    for path in Path("/dev/shm").iterdir():
+        with contextlib.suppress(OSError):  # gone since it was listed
+            if _inode(path) in held:
+                found.add(path)
+    return found
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
 
 
 def names_made(pids: Iterable[int]) -> set[Path]:

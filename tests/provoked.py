@@ -6,14 +6,18 @@ with an accident. The other tasks go wrong in the training process itself.
 
 import ctypes
 import mmap
+import multiprocessing
 import os
 import signal
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from speech.audio import BadClip
 from speech.shapes import whole_pages
 from speech.tasks import TASKS as TRAINING
 from speech.tasks import Arguments, Emit
@@ -65,7 +69,29 @@ def hoard() -> None:
         held.append(bytearray(os.urandom(1 << 20)))
 
 
+def hold_names() -> None:
+    """A named semaphore, and a segment that is caught before torch unlinks it."""
+    held = multiprocessing.get_context("spawn").Semaphore()
+    descriptor = os.open(f"/dev/shm/torch_{os.getpid()}_1_1", os.O_RDWR | os.O_CREAT)
+    os.posix_fallocate(descriptor, 0, 1 << 20)
+    time.sleep(1000)
+    held.release()
+
+
+def bad_clip() -> None:
+    raise BadClip("yes/a.wav: can't be decoded")
+
+
+def daemon() -> None:
+    """A grandchild in a session of its own, whose parent has ended; its pid is on stdout."""
+    process = subprocess.Popen(["sh", "-c", "setsid sleep 1000 & echo $!"])
+    process.wait()
+    time.sleep(0.2)
+
+
 ACCIDENTS = {
+    "hold_names": hold_names,
+    "daemon": daemon,
     "raises": lambda: 1 / 0,
     "fill_shm": fill_shm,
     "work": work,
@@ -78,7 +104,9 @@ ACCIDENTS = {
     "segfault": lambda: ctypes.string_at(0),
     "exit": lambda: os._exit(3),
     "memory_error": lambda: bytearray(1 << 62),
-    "share": lambda: torch.ones(64 << 18).share_memory_(),  # 64 MiB, from the process that does it
+    "share": lambda: torch.ones(128 << 18).share_memory_(),  # 128 MiB
+    "bad_clip": bad_clip,
+    "asleep": lambda: time.sleep(1000),
 }
 
 
@@ -117,4 +145,13 @@ def accident(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
     emit({"kind": "end", "summary": {}})
 
 
-TASKS = TRAINING | {"loop": loop, "accident": accident}
+def train(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
+    """A trial that meets with the accident its key ends in, as 07-raises; 07-None trains as ever."""
+    name = Path(arguments["folder"]).name.partition("-")[2]
+    if name in ACCIDENTS:
+        loop({"accident": name, "num_workers": arguments["config"]["loader"]["num_workers"]}, emit, gauge)
+    else:
+        TRAINING["train"](arguments, emit, gauge)
+
+
+TASKS = TRAINING | {"train": train, "loop": loop, "accident": accident}
