@@ -177,12 +177,18 @@ class Tracking:
         return settled
 
     def close_orphans(self, parent: str, folder: Path) -> list[str]:
-        """Marks trials that a dead launch left open as interrupted, with what lies of them in <folder>/<key>; returns their names."""
+        """Marks trials that a dead launch or relay left open as interrupted, with what lies of them in <folder>/<key>; returns their names."""
         orphans = [run for run in self.trials(parent) if run.info.status == "RUNNING"]
         for run in orphans:
             left = folder / run.data.tags["key"]
             files = {name: left / name for name in ("records.jsonl", "stderr.log") if (left / name).is_file()}
-            self.finish_trial(run.info.run_id, "interrupted", "the launch that ran it ended before the trial did", {}, artifacts=files)
+            self.finish_trial(
+                run.info.run_id,
+                "interrupted",
+                "its launch, or the Ray process that relayed it, ended before the trial did",
+                {},
+                artifacts=files,
+            )
             shutil.rmtree(left, ignore_errors=True)
         return [run.info.run_name for run in orphans]
 
