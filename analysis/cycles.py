@@ -14,7 +14,7 @@ import pandas as pd
 
 from analysis.page import grid, heading, outcome_words
 from analysis.runs import Comparable, comparable
-from analysis.statistics import FEWEST_PAIRS, paired_difference, wilson
+from analysis.statistics import FEWEST_PAIRS, Interval, paired_difference, wilson
 
 CYCLE, FACTOR, EPOCHS = "sgdr.cycle_epochs", "sgdr.cycle_factor", "sgdr.epochs"
 ACCURACIES = {"last": "accuracy", "best": "best_snapshot_accuracy", "ensemble": "ensemble_accuracy"}
@@ -108,29 +108,32 @@ HEADERS = (
 def _table(rows: pd.DataFrame, markdown: bool) -> str:
     first = rows.iloc[0]
     title = heading("Validation accuracy by SGDR cycle length", first, markdown)
-    texts = [_texts(row) for row in rows.itertuples()]
+    texts = [_texts(row, markdown) for row in rows.itertuples()]
     align = ["left", "right", "left", "left", "left", "right", "left", "right", "right"]
     return "\n".join([title, grid(HEADERS, texts, align, markdown), "", _caption(rows)])
 
 
-def _texts(row: Any) -> list[str]:
+def _texts(row: Any, markdown: bool) -> list[str]:
     if not row.n:
         return [row.schedule, str(row.cycles), *["-"] * 6, "0"]
     accuracies = [_accuracy(getattr(row, column), getattr(row, f"{column}_sd")) for column in ACCURACIES]
     cosine = "-" if math.isnan(row.long_cosine) else f"{100 * row.long_cosine:.1f}"
-    return [row.schedule, str(row.cycles), *accuracies, cosine, _gain(row), _seconds(row.train_s), str(row.n)]
+    return [row.schedule, str(row.cycles), *accuracies, cosine, _gain(row, markdown), _seconds(row.train_s), str(row.n)]
 
 
 def _accuracy(mean: float, sd: float) -> str:
     return f"{100 * mean:.1f}" if math.isnan(sd) else f"{100 * mean:.1f} ± {100 * sd:.1f}"
 
 
-def _gain(row: Any) -> str:
+def _gain(row: Any, markdown: bool) -> str:
     if row.cycles == 1 or math.isnan(row.long_cosine):
         return "-"
     if math.isnan(row.gain):
         return "not enough data"
-    return f"{100 * row.gain:+.1f} ({100 * row.gain_low:+.1f} to {100 * row.gain_high:+.1f})"
+    interval = f"{100 * row.gain:+.1f} ({100 * row.gain_low:+.1f} to {100 * row.gain_high:+.1f})"
+    if Interval(row.gain, row.gain_low, row.gain_high).tells_apart:
+        return interval
+    return f"{interval}, not told apart" if markdown else f"{interval},\nnot told apart"
 
 
 def _seconds(seconds: float) -> str:

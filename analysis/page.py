@@ -1,5 +1,6 @@
 """How a table is put on the page: in a terminal of 100 columns, or as Markdown for the artifact."""
 
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 
@@ -8,6 +9,8 @@ import tabulate
 
 WIDTH = 100  # columns of the terminal
 tabulate.MIN_PADDING = 0  # a column is as wide as its widest text; by default headers are given two columns more
+
+NAMED = 5  # trials that a footnote names
 
 WORDS = {
     "shm_exhausted": "overflowed",
@@ -21,6 +24,23 @@ WORDS = {
 def outcome_words(outcomes: pd.Series, trials: int) -> str:
     """['shm_exhausted'] of 3 trials -> '1 of 3 overflowed'; the most frequent first; '' for none."""
     return ", ".join(f"{count} of {trials} {WORDS.get(outcome, outcome)}" for outcome, count in outcomes.value_counts().items())
+
+
+def disturbance_lines(trials: pd.DataFrame, markdown: bool) -> list[str]:
+    """Which of the trials something outside disturbed, as a footnote: none, or a single text. `trials`: rows of `runs.sweep_runs`."""
+    disturbed = int((trials["disturbances"] > 0).sum())
+    if not disturbed:
+        return []
+    stayed = trials[(trials["disturbances"] > 0) & trials["disturbed"].notna()]
+    again = disturbed - int((stayed["disturbances"] == 1).sum())
+    said = f"{disturbed} of {len(trials)} trials {'was' if disturbed == 1 else 'were'} disturbed from outside"
+    if again:
+        said += " and ran again" if again == disturbed else f", {again} of them ran again"
+    if len(stayed):
+        named = [f"{trial.run_name} ({trial.disturbed})" for trial in stayed.head(NAMED).itertuples()]
+        named += [f"and {len(stayed) - NAMED} more"] if len(stayed) > NAMED else []
+        said += f"{f'; {len(stayed)} stayed disturbed' if again else ''}: {', '.join(named)}"
+    return [said + "." if markdown else textwrap.fill(said + ".", WIDTH)]
 
 
 def heading(title: str, group: pd.Series, markdown: bool) -> str:
@@ -46,6 +66,11 @@ def spread(names: Sequence[str], draw: Callable[[Sequence[str]], str], markdown:
         if markdown or fit == 1 or max(map(width, texts)) <= WIDTH:
             break
     return [text + "\n" for text in texts]
+
+
+def decimals(smallest: float) -> int:
+    """Decimals that leave the smallest time of a table three significant digits; at most three."""
+    return 1 if not smallest > 0 else min(3, max(0, 2 - math.floor(math.log10(smallest))))
 
 
 def width(text: str) -> int:

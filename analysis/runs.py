@@ -1,8 +1,9 @@
 """MLflow -> one tidy frame, a row a trial, and the rule of what may be pooled.
 
 The one idea is that every table starts from the same frame, and the frame from the tracker alone. Failed trials are rows like the
-others: they have an outcome and no time. Trials are pooled only where all their parameters and their surroundings are equal but for
-those a table spreads out; `comparable` splits a frame so that no table has to remember it.
+others: they have an outcome and no time. Which attempt at a trial counts is decided without looking at how long it took. Trials are
+pooled only where all their parameters and their surroundings are equal but for those a table spreads out; `comparable` splits a frame
+so that no table has to remember it.
 """
 
 import difflib
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_EXPERIMENT = "speech"
 IDLE_AT_0 = ("loader.prefetch_factor", "loader.start_method", "loader.persistent_workers")  # a plan runs 0 workers once for all of these
+AGED = {"corpus.cache": "warm", "corpus.read_latency_s": 0.0}  # parameters younger than some runs, which ran with these values
 SURROUNDINGS = ("device", "device_name", "cpu_name", "cores", "threads", "precision", "channels_last")  # tags; equal or not pooled
 
 
 def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT) -> pd.DataFrame:
-    """The trials of a sweep, a row a key: its settled attempt, otherwise its latest. Oldest first.
-    Before the first trial there is no row, and few columns.
+    """The trials of a sweep, a row a key: its latest settled attempt that nothing disturbed, else its latest settled one, else its latest.
+    Oldest first. Before the first trial there is no row, and few columns.
 
     Columns, absent values NaN, None or NA:
         run_id, run_name, key, block, evidence   str
@@ -38,6 +40,8 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
         outcome            str: an outcome of sweeps.tracking, or 'running'
         settled, planned   bool: will not be run again; belongs to the latest plan of the sweep
         attempts           int64, runs with this key
+        disturbed          str: what disturbed this attempt from outside; None where nothing did
+        disturbances       int64: settled runs with this key that were disturbed
         started            datetime64, UTC
         device, device_name, cpu_name, cores, threads, precision, channels_last   str: hardware and what was pinned on it
         validation_clips   float64
@@ -45,7 +49,7 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
         forecast_fit       str: fits, depends or overflows, foreseen before the trial; None in runs older than the forecast
         epoch_s, accuracy ...   float64: every name of sweeps.metrics.SUMMARY, in its unit there
         loader.num_workers, sgdr.lr ...   every resolved parameter under its dotted name: numbers where all values are, otherwise str;
-                           sizes in bytes, lists as JSON text
+                           sizes in bytes, lists as JSON text; of the parameters in AGED a run that is older has the value there
 
     frame.attrs holds `sweep`, `uri` (absolute), `experiment` and `plan`, the number of trials in the latest plan. LookupError if there
     is no such sweep: it lists those there are.
@@ -54,14 +58,16 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
     attempts = children(client, parent)
     plan = _plan_keys(client, parent) if attempts else set()
     counts = Counter(run.data.tags["key"] for run in attempts)
+    disturbances = Counter(run.data.tags["key"] for run in attempts if _is_settled(run) and _disturbed(run))
     kept: dict[str, Run] = {}
-    for run in sorted(attempts, key=_is_settled, reverse=True):  # stable: newest first within settled and unsettled
+    for run in sorted(attempts, key=_worth, reverse=True):  # stable: newest first among those worth the same
         kept.setdefault(run.data.tags["key"], run)
-    rows = [_row(run) | {"planned": key in plan, "attempts": counts[key]} for key, run in kept.items()]
+    rows = [_row(run) | {"planned": key in plan, "attempts": counts[key], "disturbances": disturbances[key]} for key, run in kept.items()]
     frame = pd.DataFrame(rows, columns=None if rows else ["run_name", "block", "outcome", "evidence", "planned"])
     if rows:
         frame = frame.sort_values("started", kind="stable", ignore_index=True)
         converted = ["repeat", *(column for column in frame if "." in column)]
+        frame = frame.fillna({name: value for name, value in AGED.items() if name in frame})
         frame[converted] = frame[converted].convert_dtypes()
     frame.attrs = {"sweep": name, "uri": resolve_uri(uri), "experiment": experiment, "plan": len(plan)}
     return frame
@@ -132,6 +138,17 @@ def _is_settled(run: "Run") -> bool:
     return run.info.status != "RUNNING" and run.data.tags.get("outcome") in SETTLED
 
 
+def _disturbed(run: "Run") -> str | None:
+    return run.data.tags.get("disturbed") or None
+
+
+def _worth(run: "Run") -> int:
+    """Attempts at a trial are ranked by this, then by age: how long they took has no say."""
+    if not _is_settled(run):
+        return 0
+    return 1 if _disturbed(run) else 2
+
+
 def _row(run: "Run") -> dict[str, Any]:
     tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
     ended = run.info.status != "RUNNING"
@@ -144,6 +161,7 @@ def _row(run: "Run") -> dict[str, Any]:
         "outcome": tags.get("outcome", "running") if ended else "running",
         "evidence": tags.get("evidence"),
         "settled": _is_settled(run),
+        "disturbed": _disturbed(run),
         "started": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
         **{tag: tags.get(tag) for tag in SURROUNDINGS},
         **{tag: float(tags.get(tag, "nan")) for tag in ("validation_clips", "batch_bytes")},
@@ -173,7 +191,7 @@ def _with_surroundings(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _describe(trial: pd.Series) -> str:
-    """'modelled accelerator, paced: 25 ms a step · Xeon, 4 cores · 2 threads · bfloat16 channels_last'."""
+    """'modelled accelerator, paced: 25 ms a step · Xeon · 4 cores · 2 threads · float32 · each read waits 20 ms'."""
     tags = {tag: trial[tag] for tag in SURROUNDINGS if pd.notna(trial[tag])}
     device = tags.get("device_name", tags.get("device", "device unknown"))
     if tags.get("device") == "paced":
@@ -182,4 +200,14 @@ def _describe(trial: pd.Series) -> str:
     numbers = " ".join([*filter(None, [tags.get("precision")]), *(["channels_last"] if tags.get("channels_last") == "true" else [])])
     cpu = tags.get("cpu_name") if tags.get("cpu_name") != device else None
     cores = f"{tags['cores']} core" + ("s" if tags["cores"] != "1" else "") if "cores" in tags else None
-    return " · ".join(filter(None, [device, cpu, cores, threads, numbers]))
+    return " · ".join(filter(None, [device, cpu, cores, threads, numbers, *_reading(trial)]))
+
+
+def _reading(trial: pd.Series) -> list[str]:
+    """How clips were read, where it was not from a warm cache as fast as they come."""
+    said = []
+    if trial.get("corpus.cache", "warm") == "cold":
+        said.append("cold cache: files dropped before each epoch")
+    if latency := trial.get("corpus.read_latency_s", 0.0):
+        said.append(f"each read waits {1000 * latency:g} ms")
+    return said

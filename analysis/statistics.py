@@ -1,9 +1,11 @@
-"""Three intervals, all at 95 %: a mean, a ratio of paired times, a share of clips.
+"""Three intervals, all at 95 %: a mean, a ratio of paired times, a share of clips. And how far trials of one point lie apart.
 
-Pairs are trials of the same repeat: they share their seed and their place in the shuffled order, so what disturbs both cancels. Below
-three pairs there is no interval, because two points say next to nothing about their own spread: the answer is None.
+Pairs are trials of the same repeat: they share their seed and their block of the shuffled order, so what disturbs both cancels. Below
+three pairs there is no interval, because two points say next to nothing about their own spread: the answer is None. Two points whose
+interval holds no difference are not told apart. Of twenty comparisons of a point with itself one is told apart all the same, by chance.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ import pandas as pd
 from scipy import stats
 
 FEWEST_PAIRS = 3
+WIDE = 0.10  # a spread above this part of the median says that something else was timed too (the habit of torch.utils.benchmark)
 
 
 class Interval(NamedTuple):
@@ -20,6 +23,11 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether the interval of a difference or change lies on one side of zero."""
+        return self.low > 0 or self.high < 0
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
@@ -45,6 +53,11 @@ def paired_change(times: pd.Series, baseline: pd.Series) -> Interval | None:
     return None if interval is None else Interval(*np.expm1(interval).tolist())
 
 
+def relative_spread(times: pd.Series) -> float:
+    """Slowest - fastest over the median; NaN below two times."""
+    return float((times.max() - times.min()) / times.median()) if len(times) > 1 else math.nan
+
+
 def wilson(share: float, n: int) -> Interval:
     """Interval of an accuracy measured on n clips (Wilson, JASA 1927): what another draw of as many clips could have given."""
     low, high = stats.binomtest(round(share * n), n).proportion_ci(0.95, method="wilson")
@@ -52,5 +65,4 @@ def wilson(share: float, n: int) -> Interval:
 
 
 def _differences(values: pd.Series, baseline: pd.Series) -> list[float]:
-    pairs = pd.concat([values.groupby(level=0).mean(), baseline.groupby(level=0).mean()], axis=1).dropna()
-    return (pairs.iloc[:, 0] - pairs.iloc[:, 1]).tolist()
+    return (values.groupby(level=0).mean() - baseline.groupby(level=0).mean()).dropna().tolist()

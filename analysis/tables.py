@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from analysis import cycles, fit, tradeoff
+from analysis import cycles, epochs, fit, recommendation, tradeoff
 from analysis.page import WORDS
 from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, sweep_runs
 from sweeps.tracking import SETTLED, database_file, resolve_uri
@@ -13,14 +13,11 @@ SHOWN_FAILURES = 5
 def render(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT, markdown: bool = False) -> str:
     """Every table of a sweep for the terminal, or as Markdown for its artifact tables.md. LookupError: no such sweep."""
     frame = sweep_runs(name, uri, experiment)
-    parts = [
-        _head(frame, markdown),
-        *tradeoff.tables(frame, markdown),
-        *fit.tables(frame, markdown),
-        *cycles.tables(frame, markdown),
-        _next(name, uri, experiment, markdown),
-    ]
-    return "\n\n".join(parts) + "\n"
+    parts = [_head(frame, markdown)]
+    for _, trials in frame.groupby("block", sort=False):
+        for of_block in (tradeoff.tables, epochs.tables, recommendation.sentences, fit.tables, cycles.tables):
+            parts += of_block(trials, markdown)
+    return "\n\n".join([*parts, _next(name, uri, experiment, markdown)]) + "\n"
 
 
 def rebuild_command(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT) -> str:

@@ -2,7 +2,8 @@
 
 The one idea is that a cell with no time is still an answer: where trials overflowed /dev/shm the cell says so, and how many of how many.
 A worker count is compared with 0 workers at the same /dev/shm and in the same repeat, never across hardware or across another
-parameter; each such combination has a table of its own. `epoch_times` gives the figures, `tables` the page.
+parameter; each such combination has a table of its own. Where trials can't tell two counts apart, or lie far apart themselves, the
+table says so. `epoch_times` gives the figures, `tables` the page.
 """
 
 import math
@@ -11,12 +12,13 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.page import grid, heading, outcome_words, spread
+from analysis.page import decimals, disturbance_lines, grid, heading, outcome_words, spread
 from analysis.runs import Comparable, comparable
-from analysis.statistics import FEWEST_PAIRS, paired_change
+from analysis.statistics import FEWEST_PAIRS, WIDE, Interval, paired_change, relative_spread
 from sweeps.tracking import written
 
 WORKERS, SHM = "loader.num_workers", "loader.shm_size"
+MARK = "†"  # beside a time whose trials lie far apart
 TIMED = ("completed", "stopped_early")  # a trial cut short by an overflow may hold an epoch or two; they are no cell of this table
 
 
@@ -25,22 +27,20 @@ def epoch_times(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns: block, varied, surroundings (str; the table the cell belongs to), shm_size (str, '64M' or 'node'), num_workers (int),
     trials and n (int: all, and those with a time), median_s, min_s, max_s, fill_s (float: over the n trials' medians of warm epochs),
-    outcomes (str: how the others ended, '1 of 3 overflowed'), change, change_low, change_high (float: relative to 0 workers,
-    -0.25 for a quarter less, with its 95 % interval; NaN below three pairs). Blocks in which neither count nor size varies are left out.
+    spread (float: (max_s - min_s) / median_s, NaN for n = 1), outcomes (str: how the others ended, '1 of 3 overflowed'), change,
+    change_low, change_high (float: relative to 0 workers, -0.25 for a quarter less, with its 95 % interval; NaN below three pairs).
+    Blocks in which neither count nor size varies are left out.
     """
-    rows = [row for group in _groups(frame) for row in _cells(group)]
-    return pd.DataFrame(rows)
+    return pd.DataFrame([row for group in groups(frame) for row in _cells(group)])
 
 
 def tables(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
     """Table 1 as text, one for each block, combination of other parameters and hardware."""
-    cells = epoch_times(frame)
-    if cells.empty:
-        return []
-    return [_table(group, markdown) for _, group in cells.groupby(["block", "varied", "surroundings"], sort=False)]
+    return [_table(group, markdown) for group in groups(frame)]
 
 
-def _groups(frame: pd.DataFrame) -> Iterator[Comparable]:
+def groups(frame: pd.DataFrame) -> Iterator[Comparable]:
+    """What has a table 1: trials that differ in number of workers, size of /dev/shm and repeat only, where one of the first two varies."""
     for group in comparable(_with_sizes(frame), (WORKERS, SHM)):
         if group.trials[WORKERS].nunique() > 1 or group.trials[SHM].nunique(dropna=False) > 1:
             yield group
@@ -53,10 +53,10 @@ def _with_sizes(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _cells(group: Comparable) -> Iterator[dict[str, Any]]:
     for size, of_size in group.trials.groupby(SHM, dropna=False):
-        baseline = _times(of_size[of_size[WORKERS] == 0])
+        baseline = epoch_seconds(of_size[of_size[WORKERS] == 0])
         for workers, trials in of_size.groupby(WORKERS):
-            timed = trials[trials["outcome"].isin(TIMED) & trials["epoch_s"].notna()]
-            times = _times(trials)
+            with_time = timed(trials)
+            times = with_time.set_index("repeat")["epoch_s"]
             change = paired_change(times, baseline) if workers else None
             yield {
                 "block": group.block,
@@ -69,25 +69,33 @@ def _cells(group: Comparable) -> Iterator[dict[str, Any]]:
                 "median_s": times.median(),
                 "min_s": times.min(),
                 "max_s": times.max(),
-                "fill_s": timed["fill_s"].median(),
-                "outcomes": outcome_words(trials.loc[~trials.index.isin(timed.index), "outcome"], len(trials)),
+                "fill_s": with_time["fill_s"].median(),
+                "spread": relative_spread(times),
+                "outcomes": outcome_words(trials.loc[~trials.index.isin(with_time.index), "outcome"], len(trials)),
                 "change": change.value if change else math.nan,
                 "change_low": change.low if change else math.nan,
                 "change_high": change.high if change else math.nan,
             }
 
 
-def _times(trials: pd.DataFrame) -> pd.Series:
+def timed(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials that have a time."""
+    return trials[trials["outcome"].isin(TIMED) & trials["epoch_s"].notna()]
+
+
+def epoch_seconds(trials: pd.DataFrame) -> pd.Series:
     """Epoch seconds by repeat, of the trials that have them."""
-    return trials[trials["outcome"].isin(TIMED)].set_index("repeat")["epoch_s"].dropna()
+    return timed(trials).set_index("repeat")["epoch_s"]
 
 
-def _table(cells: pd.DataFrame, markdown: bool) -> str:
-    first = cells.iloc[0]
-    title = heading("Epoch seconds by num_workers and shm_size", first, markdown)
-    caption = "Median over n trials of their epoch seconds (fastest-slowest trial); warm epochs only."
-    parts = [title, *_spread(_time_columns(cells), markdown), caption, ""]
-    return "\n".join([*parts, *_changes(cells, markdown)])
+def _table(group: Comparable, markdown: bool) -> str:
+    cells = pd.DataFrame(_cells(group))
+    title = heading("Epoch seconds by num_workers and shm_size", cells.iloc[0], markdown)
+    notes = ["Median over n trials of their epoch seconds (fastest-slowest trial); warm epochs only."]
+    if (cells["spread"] > WIDE).any():
+        notes.append(f"{MARK} Fastest and slowest trial lie more than {100 * WIDE:.0f} % of the median apart.")
+    notes += disturbance_lines(group.trials, markdown)
+    return "\n".join([title, *_spread(_time_columns(cells), markdown), *notes, "", *_changes(cells, markdown)])
 
 
 def _changes(cells: pd.DataFrame, markdown: bool) -> list[str]:
@@ -98,15 +106,17 @@ def _changes(cells: pd.DataFrame, markdown: bool) -> list[str]:
     if compared["change"].isna().all():
         return [f"Change against 0 workers: not enough data, an interval needs {FEWEST_PAIRS} repeats with both times."]
     title = "Change of epoch seconds against 0 workers at the same shm_size"
-    caption = "Mean change over repeats, paired, and its 95 % interval; below zero is faster."
-    return [title, "", *_spread(_change_columns(compared), markdown), caption]
+    notes = ["Mean change over repeats, paired, and its 95 % interval; below zero is faster."]
+    if any(not change.tells_apart for change in map(_change, compared.itertuples()) if change):
+        notes.append("Not told apart: the interval holds zero.")
+    return [title, "", *_spread(_change_columns(compared), markdown), *notes]
 
 
 Columns = dict[str, dict[int, tuple[str, ...]]]  # header of a size -> num_workers -> the texts of its cell
 
 
 def _time_columns(cells: pd.DataFrame) -> Columns:
-    digits = _digits(cells["median_s"].min())
+    digits = decimals(cells["median_s"].min())
     widest = len(f"{cells['median_s'].max():.{digits}f}")
     columns: Columns = {}
     for cell in cells.itertuples():
@@ -117,10 +127,10 @@ def _time_columns(cells: pd.DataFrame) -> Columns:
 def _time_text(cell: Any, digits: int, widest: int) -> str:
     if not cell.n:
         return cell.outcomes
-    median = f"{cell.median_s:{widest}.{digits}f}"
+    median, mark = f"{cell.median_s:{widest}.{digits}f}", MARK if cell.spread > WIDE else ""
     if cell.outcomes:
-        return f"{median} s, {cell.outcomes}"
-    return f"{median} ({cell.min_s:.{digits}f}-{cell.max_s:.{digits}f})" if cell.n > 1 else median
+        return f"{median} s{mark}, {cell.outcomes}"
+    return f"{median} ({cell.min_s:.{digits}f}-{cell.max_s:.{digits}f}){mark}" if cell.n > 1 else median
 
 
 def _change_columns(cells: pd.DataFrame) -> Columns:
@@ -133,9 +143,13 @@ def _change_columns(cells: pd.DataFrame) -> Columns:
 def _change_text(cell: Any) -> str:
     if not cell.n:
         return "-"
-    if math.isnan(cell.change):
+    if not (change := _change(cell)):
         return "not enough data"
-    return f"{cell.change:+4.0%} ({cell.change_low:+.0%} to {cell.change_high:+.0%})"
+    return f"{change.value:+4.0%} ({change.low:+.0%} to {change.high:+.0%})" + ("" if change.tells_apart else ", not told apart")
+
+
+def _change(cell: Any) -> Interval | None:
+    return None if math.isnan(cell.change) else Interval(cell.change, cell.change_low, cell.change_high)
 
 
 def _spread(columns: Columns, markdown: bool) -> list[str]:
@@ -149,8 +163,3 @@ def _side_by_side(columns: Columns, markdown: bool) -> str:
     absent = ("-", "")[:cell_width]
     rows = [[str(count), *(text for column in columns.values() for text in column.get(count, absent))] for count in counts]
     return grid(["workers", *headers], rows, ["right", *(["left", "right"][:cell_width] * len(columns))], markdown)
-
-
-def _digits(smallest: float) -> int:
-    """Decimals that leave the smallest time three significant digits; at most three."""
-    return 1 if not smallest > 0 else min(3, max(0, 2 - math.floor(math.log10(smallest))))

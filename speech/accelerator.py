@@ -96,7 +96,7 @@ def _step_seconds(config: TrialConfig, pinned: Pinned, device: str, shape: tuple
     seconds = []
     for _ in range(1 + PROBE_STEPS):
         began = time.perf_counter()
-        learner.learn(pictures, labels, lr=1e-6, mixup=1.0)
+        learner.learn((pictures, labels), lr=1e-6, mixup=1.0)
         learner.synchronise()
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])

@@ -59,15 +59,23 @@ def mix(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
     return waveform + np.float32(gain) * noise
 
 
-def mask_picture(picture: torch.Tensor, augment: Augment, rng: np.random.Generator) -> torch.Tensor:
-    """SpecAugment on a normalised picture (C, M, T), in place: blanked rows and frames become 0, the training mean."""
-    rows, frames = picture.shape[-2:]
-    for _ in range(MASKS):
-        start, width = _stretch(rng, augment.freq_mask, rows)
-        picture[:, start : start + width] = 0
-        start, width = _stretch(rng, augment.time_mask, frames)
-        picture[:, :, start : start + width] = 0
-    return picture
+def draw_masks(augment: Augment, rows: int, frames: int, rng: np.random.Generator) -> torch.Tensor:
+    """What SpecAugment blanks in a picture of `rows` x `frames`: (MASKS, 2, 2) int32, start and width of a band and of a stretch."""
+    pairs = [(_stretch(rng, augment.freq_mask, rows), _stretch(rng, augment.time_mask, frames)) for _ in range(MASKS)]
+    return torch.tensor(pairs, dtype=torch.int32)
+
+
+def lay_masks(pictures: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """SpecAugment on normalised pictures (B, C, M, T), in place: rows and frames in `masks` (B, MASKS, 2, 2) become 0, the mean."""
+    rows, frames = (_covered(masks[:, :, axis], length) for axis, length in enumerate(pictures.shape[-2:]))
+    return pictures.masked_fill_(rows[:, None, :, None] | frames[:, None, None, :], 0)
+
+
+def _covered(masks: torch.Tensor, length: int) -> torch.Tensor:
+    """(B, MASKS, 2) starts and widths -> (B, length) bool."""
+    at = torch.arange(length, device=masks.device)
+    start, width = masks[..., :1], masks[..., 1:]  # (B, MASKS, 1)
+    return ((at >= start) & (at < start + width)).any(1)
 
 
 def _stretch(rng: np.random.Generator, most: int, length: int) -> tuple[int, int]:

@@ -57,6 +57,17 @@ class Corpus(Group):
     speaker: str = Field(r"^(.+?)_nohash_", description="regular expression whose first group finds the speaker in a clip's file name")
     clips: int = Field(2000, ge=20, le=1_000_000, description="how many clips the synthetic corpus speaks, all splits together")
     on_bad_clip: Literal["fail", "skip"] = Field("fail", description="an unreadable clip stops the sweep, or is left out and counted")
+    cache: Literal["warm", "cold"] = Field(
+        "warm",
+        description="warm: the page cache keeps what earlier epochs read; cold: it is emptied of the corpus's files before each epoch",
+    )
+    read_latency_s: float = Field(
+        0.0, ge=0, le=10, description="seconds that every read of a file waits, as on a network drive; a model of one"
+    )
+
+    def which(self) -> str:
+        """JSON of all that decides which clips these are, and not how they are read."""
+        return self.model_dump_json(exclude={"cache", "read_latency_s"})
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -137,6 +148,11 @@ class Augment(Group):
     time_mask: int = Field(0, ge=0, le=128, description="SpecAugment: two stretches of up to this many frames are blanked")
     mixup: float = Field(0.0, ge=0, le=8, description="mixup's alpha: clips are blended pairwise by Beta(alpha, alpha); 0: off")
 
+    @property
+    def on_waveform(self) -> list[str]:
+        """The changes that act on the waveform and are on."""
+        return [name for name in ("shift_ms", "speed", "noise") if getattr(self, name)]
+
     @model_validator(mode="before")
     @classmethod
     def _pair(cls, data: Any) -> Any:
@@ -161,7 +177,11 @@ class Loader(Group):
     persistent_workers: bool = Field(True, description="keep the workers from epoch to epoch")
     pin_memory: bool = Field(False, description="copy batches to page-locked memory before the GPU (no effect without one)")
     start_method: Literal["fork", "forkserver", "spawn"] = Field("fork", description="how workers start")
-    form: Literal["wav", "png"] = Field("wav", description="wav: decode and transform in the worker; png: read pictures written once")
+    form: Literal["wav", "png", "packed", "device"] = Field(
+        "wav",
+        description="wav: a worker reads each clip's file and makes its picture; png: it decodes pictures written once; packed: it makes "
+        "a batch's pictures together from one file of all clips; device: it ships waveforms from there, the accelerator makes pictures",
+    )
 
 
 class Model(Group):
@@ -258,9 +278,8 @@ class TrialConfig(Group):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        on_waveform = [name for name in ("shift_ms", "speed", "noise") if getattr(self.augment, name)]
-        if self.loader.form == "png" and on_waveform:
-            raise ValueError(f"form png reads finished pictures, so augment.{on_waveform[0]} can't act: set it to 0 or write form: wav")
+        if self.loader.form == "png" and (idle := self.augment.on_waveform):
+            raise ValueError(f"form png reads finished pictures, so augment.{idle[0]} can't act: set it to 0 or write form: wav")
         return self
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speech.audio import BadClip, check_clip, length
+from speech.audio import BadClip, check_clip, length, read_clip
 from speech.config import SAMPLE_RATE, Corpus, cache_dir
 from speech.sources import CorpusError, Report, obtain
 
@@ -63,6 +63,10 @@ class PreparedCorpus:
     fingerprint: str  # SHA-256 of what the clips and the noise hold, in hex
     skipped: tuple[str, ...]  # '<path>: <what is wrong>' of every file left out by on_bad_clip: skip
     noise: tuple[Stretch, ...]  # training's share of _background_noise_, each at least a clip long
+
+    def read(self, clip: Clip, samples: int) -> np.ndarray:
+        """(samples,) float32, as `speech.audio.read_clip` reads it. Raises BadClip."""
+        return read_clip(self.root / clip.path, samples, start=clip.start)
 
     def split(self, name: str) -> tuple[Clip, ...]:
         return tuple(clip for clip in self.clips if clip.split == name)
@@ -302,7 +306,7 @@ def _spelled_out(items: list[str]) -> str:
 
 def _manifest_key(config: Corpus, root: Path, files: dict[str, tuple[int, int]]) -> str:
     lists = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _list_paths(root).values()]
-    return hashlib.sha256(repr((_SCANNER, config.model_dump_json(), str(root), lists, files)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((_SCANNER, config.which(), str(root), lists, files)).encode()).hexdigest()[:32]
 
 
 def _save(corpus: PreparedCorpus, manifest: Path) -> None:

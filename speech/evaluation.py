@@ -6,9 +6,8 @@ import torch
 
 from speech import accelerator, corpora, snapshots
 from speech.config import Trial
-from speech.learner import Learner
+from speech.learner import make_learner
 from speech.loading import make_loader
-from speech.shapes import picture_shape
 
 
 def read_test_split(trial: Trial) -> dict[str, float]:
@@ -20,8 +19,8 @@ def read_test_split(trial: Trial) -> dict[str, float]:
     torch.set_num_threads(trial.pinned.threads)
     corpus = corpora.prepare(config.corpus)
     device = accelerator.choose(config.device)
-    learner = Learner(config, trial.pinned, device, len(corpus.labels), picture_shape(config)[0])
-    loader, _ = make_loader(config, corpus, "testing", trial.seed, pin_memory=False)
+    learner = make_learner(trial, corpus, device)
+    loader, _ = make_loader(config, corpus, "testing", trial.seed)
     ensemble = None
     for cycle in range(len(config.sgdr.cycles())):
         weights = torch.load(snapshots.snapshot_path(Path(trial.folder), cycle), map_location=learner.device, weights_only=True)

@@ -5,13 +5,18 @@ nothing here synchronises; every step leaves a pair of CUDA events, from which `
 The CUDA lines are complete but have run on no GPU yet.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch.nn import functional
 
-from speech.config import Pinned, TrialConfig
+from speech.augment import lay_masks
+from speech.clips import picture_of
+from speech.config import Pinned, Trial, TrialConfig
+from speech.corpora import PreparedCorpus
+from speech.features import Picture
 from speech.model import build
+from speech.shapes import picture_shape
 
 Interval = tuple[float, float]  # (begin, end) in seconds of one clock
 
@@ -19,8 +24,10 @@ Interval = tuple[float, float]  # (begin, end) in seconds of one clock
 class Learner:
     """ResNet34, SGD and the precision they run in, on one device ('cpu' or 'cuda')."""
 
-    def __init__(self, config: TrialConfig, pinned: Pinned, device: str, labels: int, channels: int):
+    def __init__(self, config: TrialConfig, pinned: Pinned, device: str, labels: int, channels: int, picture: Picture | None = None):
+        """`picture`: makes pictures of what batches hold, in the device form; None: they hold pictures."""
         self.device, self.labels = torch.device(device), labels
+        self.picture = picture.to(self.device) if picture else None
         self.format = torch.channels_last if pinned.channels_last else torch.contiguous_format
         self.dtype = getattr(torch, pinned.precision)
         self.model = build(labels, channels, config.model.weights).to(self.device).to(memory_format=self.format)
@@ -40,16 +47,23 @@ class Learner:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
-    def _to_device(self, pictures: torch.Tensor) -> torch.Tensor:
-        return pictures.to(self.device, non_blocking=True, memory_format=self.format)
+    def _taken(self, batch: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """A batch of the loader's (see speech.loading.make_loader) -> pictures (B, C, M, T) and labels (B,), on the device."""
+        inputs, labels, *masks = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        if self.picture:
+            with torch.no_grad():
+                inputs = self.picture(inputs)
+                if masks:
+                    lay_masks(inputs, *masks)
+        return inputs.to(memory_format=self.format), labels
 
-    def learn(self, pictures: torch.Tensor, labels: torch.Tensor, lr: float, mixup: float) -> torch.Tensor:
-        """One step on (B, C, M, T) and (B,); returns the loss as a scalar on the device, so that nobody waits for it.
+    def learn(self, batch: Sequence[torch.Tensor], lr: float, mixup: float) -> torch.Tensor:
+        """One step on a batch; returns the loss as a scalar on the device, so that nobody waits for it.
 
         `mixup` is the weight of a clip against its neighbour in the batch (1: unmixed); the order of a batch is random already.
         """
         begin = self._record_event()
-        pictures, labels = self._to_device(pictures), labels.to(self.device, non_blocking=True)
+        pictures, labels = self._taken(batch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
@@ -91,15 +105,23 @@ class Learner:
         return [(first.elapsed_time(begin) / 1000, first.elapsed_time(end) / 1000) for begin, end in events]
 
     @torch.inference_mode()
-    def predict(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor, float]:
+    def predict(self, batches: Iterable[Sequence[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor, float]:
         """Softmax probabilities (N, K) and labels (N,) of a whole split, on the CPU, and the mean cross-entropy."""
         self.model.eval()
         logits, labels = [], []
-        for pictures, truth in batches:
+        for batch in batches:
+            pictures, truth = self._taken(batch)
             with self._autocast():
-                logits.append(self.model(self._to_device(pictures)).float().cpu())
-            labels.append(truth.clone())  # the original lies in /dev/shm
-            del pictures, truth
+                logits.append(self.model(pictures).float().cpu())
+            labels.append(truth.to("cpu", copy=True))  # the original lies in /dev/shm
+            del batch, pictures, truth
         self.model.train()
         scores, truth = torch.cat(logits), torch.cat(labels)
         return scores.softmax(dim=1), truth, functional.cross_entropy(scores, truth).item()
+
+
+def make_learner(trial: Trial, corpus: PreparedCorpus, device: str) -> Learner:
+    """The learner of a trial's batches: in the device form it makes their pictures itself."""
+    config = trial.config
+    picture = picture_of(config, corpus) if config.loader.form == "device" else None
+    return Learner(config, trial.pinned, device, len(corpus.labels), picture_shape(config)[0], picture)

@@ -33,7 +33,7 @@ def prepare(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
 
     corpus = corpora.prepare(config.corpus, say)
     prepare_forms(config, corpus, say)
-    make_loader(config, corpus, "training", 0, pin_memory=False)
+    make_loader(config, corpus, "training", 0)
     build(len(corpus.labels), picture_shape(config)[0], config.model.weights)
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from speech.config import TrialConfig
-from speech.shapes import PAGE, batch_bytes, dataset_bytes, whole_pages
+from speech.shapes import PAGE, batch_bytes, dataset_bytes
 
 Verdict = Literal["fits", "overflows", "depends"]
 VERDICTS: dict[Verdict, tuple[str, str]] = {  # as it is said of one trial, and of several
@@ -79,18 +79,17 @@ class _Need(NamedTuple):
 
 
 def fit(config: TrialConfig, training_clips: int, validation_clips: int, limit_bytes: int) -> ShmFit:
-    """What `config` needs of a /dev/shm of `limit_bytes`, or of its own `loader.shm_size` where it has one.
+    """What `config` needs of a /dev/shm of which it may fill `limit_bytes`.
 
     Where `device.first_of` leaves the device open the bound is the largest and the floor the smallest of all that the trial may get.
     With `pin_memory` on a GPU the bound still holds, as the pinning thread only takes batches out earlier (not measured on CUDA).
     """
     keys = config.loader
-    limit = limit_bytes if keys.shm_size is None else whole_pages(keys.shm_size)
     batch = batch_bytes(config, keys.batch_size)
     if keys.num_workers == 0:
-        return ShmFit(batch, 0, 0, 0, limit)
+        return ShmFit(batch, 0, 0, 0, limit_bytes)
     needs = [_need(config, _passes(config, device, training_clips, validation_clips)) for device in config.device.first_of]
-    return ShmFit(batch, min(n.floor for n in needs), max(n.typical for n in needs), max(n.bound for n in needs), limit)
+    return ShmFit(batch, min(n.floor for n in needs), max(n.typical for n in needs), max(n.bound for n in needs), limit_bytes)
 
 
 def _need(config: TrialConfig, passes: list[_Pass]) -> _Need:
@@ -124,5 +123,5 @@ def _first(config: TrialConfig, each: _Pass, batches: int) -> int:
     """Bytes of the first so many batches of a pass: no others in a row are larger."""
     size = config.loader.batch_size
     full, rest = divmod(each.clips, size)
-    last = batch_bytes(config, rest) if each.keeps_last and rest and batches > full else 0
-    return min(batches, full) * batch_bytes(config, size) + last
+    last = batch_bytes(config, rest, training=False) if each.keeps_last and rest and batches > full else 0
+    return min(batches, full) * batch_bytes(config, size, training=not each.keeps_last) + last

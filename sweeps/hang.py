@@ -4,8 +4,8 @@ A batch that does not fit into /dev/shm is dropped where torch's worker sends it
 the loop waits for ever. A wait is called a hang only on evidence, and every wait that is merely slow is left to the trial's timeout:
 
 - the loop waits, and a worker's allocation error stands in the log; or
-- the loop waits, one more batch than there were at most would not have fitted, and for a while no process of the trial has computed,
-  read a byte or waited for a disk. (Workers that lost their stderr leave no other sign.)
+- the loop waits, /dev/shm may be too small for the loader, one more batch than there were at most would not have fitted, and for a while
+  no process of the trial has computed, read a byte or waited for a disk. (Workers that lost their stderr leave no other sign.)
 """
 
 import os
@@ -42,8 +42,8 @@ class _Work(NamedTuple):
 class HangWatch:
     """Asked at every sample of init's; looks only at a loop that waits long."""
 
-    def __init__(self, wait: Wait, room_bytes: int):
-        """`room_bytes`: what the trial may fill of its /dev/shm."""
+    def __init__(self, wait: Wait, room_bytes: int | None):
+        """`room_bytes`: what the trial may fill of its /dev/shm; None: more than it can ever need."""
         self._wait, self._room_bytes = wait, room_bytes
         self._look_at = 0.0
         self._idle: tuple[float, _Work] | None = None  # since when, and what had been done until then
@@ -59,7 +59,9 @@ class HangWatch:
         self._look_at = now + LOOK_S
         if said := EXHAUSTED.search(_log()):
             return f"no batch for {waited:.0f} s after a worker said: {said[0]}"
-        if self._wait.most_bytes + self._wait.batch_bytes > self._room_bytes and self._idle_s(now) > STALL_S:
+        if self._room_bytes is None or self._wait.most_bytes + self._wait.batch_bytes <= self._room_bytes:
+            return None
+        if self._idle_s(now) > STALL_S:
             return f"no batch for {waited:.0f} s, no process at work, and no room for one batch more than there were at most"
         return None
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pynvml
 
+from speech.usage import cores, waiting_s
 from sweeps.init import INIT_NAME, TRIAL_NAME
 
 Found = dict[str, Any]
@@ -88,29 +89,11 @@ def _is_forked_from_ours(folder: Path) -> bool:
 
 def _cpu() -> Found:
     """Both are needed: as many busy processes as cores leave no task waiting, and on a wide node a crowded core is but a little busy."""
-    began, waiting, (busy, ticks) = time.monotonic(), _waiting_s(), _ticks()
+    began, waiting, (busy, total) = time.monotonic(), waiting_s("cpu"), cores()
     time.sleep(SAMPLE_S)
-    waiting_now, (busy_now, ticks_now), seconds = _waiting_s(), _ticks(), time.monotonic() - began
-    found = {"cpu_busy_fraction": (busy_now - busy) / (ticks_now - ticks)} if ticks_now > ticks else {}
+    waiting_now, (busy_now, total_now), seconds = waiting_s("cpu"), cores(), time.monotonic() - began
+    found = {"cpu_busy_fraction": (busy_now - busy) / (total_now - total)} if total_now > total else {}
     return found if waiting is None or waiting_now is None else found | {"cpu_pressure_fraction": (waiting_now - waiting) / seconds}
-
-
-def _ticks() -> tuple[int, int]:
-    """Ticks since boot of the cores that this process may use: (not idle, all). Time stolen by a hypervisor is not idle."""
-    cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
-    rows = [list(map(int, counts[:8])) for name, *counts in lines if name in cores]  # beyond 8: guests, which `user` holds already
-    total = sum(map(sum, rows))
-    return total - sum(idle + iowait for _, _, _, idle, iowait, *_ in rows), total
-
-
-def _waiting_s() -> float | None:
-    """Seconds since boot in which some task waited for a core; None on a kernel that does not count them."""
-    try:
-        some = Path("/proc/pressure/cpu").read_text().splitlines()[0]
-    except OSError:
-        return None
-    return int(some.rpartition("total=")[2]) / 1e6
 
 
 def _gpus() -> Found:

@@ -80,10 +80,11 @@ class SharedGauge(Gauge):
         return self._get()[3]
 
 
-def run(work: Run, arguments: dict[str, Any], records: int, alive: int, private: bool) -> None:
+def run(work: Run, arguments: dict[str, Any], records: int, alive: int, private: bool, sure_to_fit: bool) -> None:
     """init's life, from forking the training process to the exit record. Never returns.
 
-    `alive`: the read end of a pipe that the supervisor holds open while it lives.
+    `alive`: the read end of a pipe that the supervisor holds open while it lives; `sure_to_fit`: /dev/shm holds all that the loaders
+    can have under way, so that a wait is never for want of room.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
     die_with_parent(signal.SIGKILL if private else signal.SIGTERM)  # by hand there is something left to do
@@ -94,14 +95,15 @@ def run(work: Run, arguments: dict[str, Any], records: int, alive: int, private:
         adopt_orphans()
     gauge = SharedGauge()
     before, kills = shm_usage(), cgroup.oom_kills()
+    tree = None if private else HandKeptTree()
     own = os.getpid()
     child = os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, signal.SIGTERM})
         os.close(alive)
         _train(own, work, arguments, records, gauge)
-    tree = None if private else HandKeptTree()
-    status, hang = _watch(child, gauge, HangWatch(gauge, before.limit_bytes - before.used_bytes), before.used_bytes, tree)
+    room_bytes = None if sure_to_fit else before.limit_bytes - before.used_bytes
+    status, hang = _watch(child, gauge, HangWatch(gauge, room_bytes), before.used_bytes, tree)
     if tree:
         tree.end()
     else:
@@ -117,6 +119,7 @@ def run(work: Run, arguments: dict[str, Any], records: int, alive: int, private:
         "memory_limit_bytes": cgroup.memory_limit(),
         "oom_kills": cgroup.oom_kills() - kills,
     }
+    os.write(records, b"\n")  # training may have been killed in the middle of a line
     write_record(records, ending)
     os._exit(0)
 
@@ -163,7 +166,8 @@ def _train(parent: int, work: Run, arguments: dict[str, Any], records: int, gaug
             os._exit(1)  # init had ended before the line above
         set_name(TRIAL_NAME)
         with contextlib.suppress(OSError):  # some containers mount /proc read-only
-            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+            score = Path("/proc/self/oom_score_adj")
+            score.write_text(str(max(int(score.read_text()), OOM_SCORE)))
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a batch under way holds a descriptor for each of its tensors
         os.setsid()

@@ -71,9 +71,10 @@ class Task:
     name: str
     arguments: Record
     private: bool = True
-    shm_bytes: int | None = None  # of its /dev/shm, which the node's own must have where it isn't private; None: the node's, as it is
+    shm_bytes: int | None = None  # of its /dev/shm, which the node's own must have where it isn't private; None: as many as the node's
     cpus: list[int] | None = None  # the only cores it may use; None: all
     threads: int | None = None  # of OpenMP and MKL, in the environment for what reads it there; None: as it is
+    sure_to_fit: bool = False  # /dev/shm holds all that its loaders can have under way
 
 
 class Template:
@@ -83,7 +84,7 @@ class Template:
         """`folder`: where it works, so that relative paths in a task mean what they mean to whoever wrote them; None: here.
         `tasks`: the module whose TASKS its trees can do."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "sweeps.isolation", str(theirs.fileno()), tasks]
+        command = [sys.executable, "-P", "-m", "sweeps.isolation", str(theirs.fileno()), tasks]
         self._temporary = temporary_folder("t", ROOT_LETTERS)
         null, variables = subprocess.DEVNULL, environment() | {"TMPDIR": self._temporary}
         self._process = subprocess.Popen(
@@ -115,8 +116,10 @@ class Template:
                     ending = record
                 else:
                     yield record
+            if ending is None or not ending.get("timeout"):
+                supervisor = None  # its pipe is closed: it is gone
         finally:
-            if supervisor and (ending is None or ending.get("timeout")):
+            if supervisor:
                 _kill(supervisor)
                 _wait_for_end(receiving)
             os.close(receiving)
@@ -146,7 +149,9 @@ def _lines(pipe: int, deadline: float | None) -> Iterator[Record]:
         if not chunk:
             return
         *lines, buffer = (buffer + chunk).split(b"\n")
-        yield from (json.loads(line) for line in lines)
+        for line in filter(None, lines):
+            with contextlib.suppress(json.JSONDecodeError):  # its writer was killed in the middle of it
+                yield json.loads(line)
 
 
 def _kill(pid: int) -> None:
@@ -192,9 +197,11 @@ def _supervise(template: int, work: init.Run, task: Task, records: int, log: int
         init.write_record(records, {"kind": "born", "pid": os.getpid()})
         folder = _surroundings(task)
         if task.private:
-            enter_namespaces(task.shm_bytes)
+            enter_namespaces(task.shm_bytes or shm_usage().limit_bytes)
+            kept = None
         else:
             tree.adopt_orphans()
+            kept = tree.HandKeptTree()
         _check_size(task.shm_bytes)
         alive, ours = os.pipe()
         pid = os.fork()
@@ -202,10 +209,10 @@ def _supervise(template: int, work: init.Run, task: Task, records: int, log: int
             os.close(ours)
             if task.private:
                 mount_proc()
-            init.run(work, task.arguments, records, alive, private=task.private)
+            init.run(work, task.arguments, records, alive, task.private, task.sure_to_fit)
         os.waitpid(pid, 0)
-        if not task.private:
-            tree.HandKeptTree().end()  # nobody is left, unless init was killed
+        if kept:
+            kept.end()  # nobody is left, unless init was killed
     except OSError as error:
         init.write_record(records, {"kind": "error", "type": type(error).__name__, "message": str(error), "traceback": ""})
     finally:
@@ -226,20 +233,20 @@ def _surroundings(task: Task) -> str:
     return folder
 
 
-def enter_namespaces(shm_bytes: int | None) -> None:
-    """Unshares mount and PID namespaces and mounts a tmpfs of `shm_bytes` (None: leaves /dev/shm as it is). Raises IsolationError.
+def enter_namespaces(shm_bytes: int) -> None:
+    """Unshares mount and PID namespaces and mounts a tmpfs of `shm_bytes`. Raises IsolationError.
 
     The caller must have a single thread, and is not itself in the new PID namespace: its next child is PID 1 there.
     """
     user, group = os.geteuid(), os.getegid()
     if libc.unshare(CLONE_NEWNS | CLONE_NEWPID) != 0:
         _check(libc.unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID), "unshare user, mount and PID namespaces")
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+            try:
+                Path("/proc/self", name).write_text(text)
+            except OSError as error:  # some distributions allow the namespace and forbid its use
+                raise IsolationError(error.errno, f"can't write /proc/self/{name} of a user namespace: {error.strerror}") from error
     _check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "make the mounts private")
-    if shm_bytes is None:
-        return
     options = f"size={shm_bytes},mode=1777".encode()
     _check(libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", MS_NOSUID | MS_NODEV, options), f"mount a tmpfs of {shm_bytes} bytes on /dev/shm")
 

@@ -28,7 +28,7 @@ PATIENCE_S = 5.0  # processes that are killed are gone in milliseconds, unless t
 def kept_tidy() -> Iterator[Path]:
     """A folder for temporary files. What is started meanwhile is gone afterwards, and so is the folder, even if this process is killed."""
     folder = temporary_folder("sweep-", ROOT_LETTERS)
-    command = [sys.executable, "-m", "sweeps.janitor", folder]
+    command = [sys.executable, "-P", "-m", "sweeps.janitor", folder]
     janitor = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment(), start_new_session=True)
     before = {name: os.environ.get(name) for name in (MARK, "TMPDIR")}
     os.environ |= {MARK: folder, "TMPDIR": folder}
@@ -41,6 +41,8 @@ def kept_tidy() -> Iterator[Path]:
             else:
                 os.environ[name] = value
         janitor.communicate()  # closes its stdin, which tells it that the launch has ended
+        if janitor.returncode:  # somebody has killed it
+            tidy(folder)
 
 
 def tidy(folder: str) -> None:

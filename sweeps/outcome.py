@@ -33,14 +33,14 @@ def classify(error: dict[str, Any] | None, ending: dict[str, Any], finished: boo
         return Outcome("timeout", "killed at trial_timeout")
     raised = f"{error['message']}\n{error['traceback']}" if error else ""
     if said := EXHAUSTED.search(raised) or EXHAUSTED.search(log):
-        return Outcome("shm_exhausted", f"{_shm(ending)}: {said[0].strip()}")
+        return Outcome("shm_exhausted", f"{_shm(ending)}: {said[0].strip().splitlines()[-1]}")
     killed = WORKER_KILLED.search(raised)
     what = f"a loader worker was {killed[1]}" if killed else _status(ending)
     if (killed and killed[2] == "Bus error") or ending["status"] == -SIGBUS:
         if _full(ending) or not sure_to_fit:
             return Outcome("shm_exhausted", f"{_shm(ending)}: {what}")
         return Outcome("crashed", f"{what}, though there was room: {_shm(ending)}")
-    if ending.get("oom_kills"):
+    if ending.get("oom_kills") and (killed or error is None):  # an exception of its own has a cause of its own
         return _oom_killed(ending, what)
     return _of_error(error, raised) if error and not killed else Outcome("crashed", what)
 

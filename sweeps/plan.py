@@ -64,13 +64,13 @@ def corpora(config: SweepConfig) -> list[Corpus]:
     found: dict[str, Corpus] = {}
     for block in config.resolved():
         for trial, _ in _points(block)[0]:
-            found.setdefault(trial.corpus.model_dump_json(), trial.corpus)
+            found.setdefault(trial.corpus.which(), trial.corpus)
     return list(found.values())
 
 
 def plan(config: SweepConfig, fingerprint: Callable[[Corpus], str]) -> Plan:
     """Every trial of a sweep that `load` returned. `fingerprint` is asked once for each distinct corpus."""
-    prints = {corpus.model_dump_json(): fingerprint(corpus) for corpus in corpora(config)}
+    prints = {corpus.which(): fingerprint(corpus) for corpus in corpora(config)}
     trials: list[TrialSpec] = []
     removed: list[Removed] = []
     for block in config.resolved():
@@ -128,7 +128,7 @@ def _spec(config: SweepConfig, block: ResolvedBlock, repeat: int, point: _Point,
     trial, swept = point
     deciding = {
         "trial": _deciding(trial),
-        "corpus": prints[trial.corpus.model_dump_json()],
+        "corpus": prints[trial.corpus.which()],
         "block": block.name,  # so that blocks that meet in a point have a trial each
         "repeat": repeat,
         "seed": config.seed + repeat - 1,
@@ -152,7 +152,10 @@ def _spec(config: SweepConfig, block: ResolvedBlock, repeat: int, point: _Point,
 def _deciding(trial: TrialConfig) -> dict[str, Any]:
     """What decides what a trial does: not where its clips lie, since their fingerprint stands for them, nor keys without effect here."""
     dump = trial.model_dump(mode="json")
-    dump["corpus"] = {"seconds": trial.corpus.seconds}
+    read = trial.corpus.model_dump(
+        include={"cache", "read_latency_s"}, exclude_defaults=True
+    )  # left out: keys older than these keep theirs
+    dump["corpus"] = {"seconds": trial.corpus.seconds} | read
     dump["sgdr"] = {"cycles": trial.sgdr.cycles(), "lr": trial.sgdr.lr, "lr_min": trial.sgdr.lr_min}
     if (weights := Path(trial.model.weights)).is_file():
         dump["model"]["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()

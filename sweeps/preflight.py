@@ -69,7 +69,7 @@ def prepare(template: Template, configs: list[TrialConfig], log: Path, say: Say)
     """Has all that trials read made before the first of them, and found: statistics, pictures, weights, a batch's worth of clips."""
     distinct = {
         (
-            config.corpus.model_dump_json(),
+            config.corpus.which(),
             config.features.model_dump_json(),
             config.model.weights,
             config.loader.form,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from speech.config import Pinned, Trial
+from sweeps.disturbance import disturbance
 from sweeps.forecast import ShmFit
 from sweeps.hygiene import settle
 from sweeps.isolation import Record, Task, Template
@@ -59,6 +60,10 @@ class Launch:
     fits: dict[str, ShmFit]  # by the trial's key
     exclusive: bool  # a trial holds its node alone
 
+    def sure_to_fit(self, spec: TrialSpec) -> bool:
+        """Whether a trial can't overflow its /dev/shm. On the machine's own, others may take the room meanwhile."""
+        return self.private_shm and self.fits[spec.key].verdict == "fits"
+
 
 @dataclass
 class _Heard:
@@ -67,6 +72,7 @@ class _Heard:
     setup: Record = field(default_factory=dict)
     summary: dict[str, float] | None = None
     confusion: list[list[int]] | None = None
+    epochs: list[dict[str, Any]] = field(default_factory=list)  # without their raw steps
     snapshots: list[Record] = field(default_factory=list)
     error: Record | None = None
     ending: Record = field(default_factory=dict)
@@ -89,11 +95,12 @@ def run_trial(
     )  # fmt: skip
     tracking.log_summary(run_id, fit.metrics())
     heard = _listen(template, spec, launch, folder, tracking, run_id, report)
-    outcome = classify(heard.error, heard.ending, heard.summary is not None, _log(folder), sure_to_fit=fit.verdict == "fits")
+    outcome = classify(heard.error, heard.ending, heard.summary is not None, _log(folder), launch.sure_to_fit(spec))
     summary = dict(heard.summary or {})
     if heard.ending.get("shm_peak_bytes") is not None:
         summary["shm_peak_bytes"] = heard.ending["shm_peak_bytes"]
     tags = {name: heard.setup.get(name) for name in SETUP_TAGS} | {name: heard.ending.get(name) for name in ENDING_TAGS}
+    tags["disturbed"] = disturbance(summary, heard.epochs)
     files = _files(folder, heard) | _kept_snapshots(folder, heard, launch, tracking, spec.block)
     tracking.finish_trial(run_id, outcome.name, outcome.evidence, summary, tags, files)
     shutil.rmtree(folder)
@@ -112,7 +119,9 @@ def _listen(
     """Passes every record on until the tree has ended."""
     heard, pinned = _Heard(), launch.pinned[spec.key]
     trial = Trial(config=spec.config, seed=spec.seed, warmup_epochs=spec.warmup_epochs, pinned=pinned, folder=str(folder))
-    task = Task("train", trial.model_dump(), launch.private_shm, spec.config.loader.shm_size, pinned.cpus, pinned.threads)
+    task = Task(
+        "train", trial.model_dump(), launch.private_shm, spec.config.loader.shm_size, pinned.cpus, pinned.threads, launch.sure_to_fit(spec)
+    )
     with (folder / "records.jsonl").open("a") as journal:
         for record in template.run(task, folder / "stderr.log", spec.trial_timeout_s):
             journal.write(json.dumps(record) + "\n")
@@ -121,6 +130,7 @@ def _listen(
                 case "setup":
                     heard.setup = record
                 case "epoch":
+                    heard.epochs.append({"warmup": record["warmup"], "metrics": record["metrics"]})
                     tracking.log_epoch(run_id, record["epoch"], record["metrics"])
                     report({"epoch": record["epoch"]} | record["metrics"])
                 case "snapshot":

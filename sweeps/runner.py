@@ -28,6 +28,8 @@ from sweeps.relay import Launch, run_trial
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray's minimum is 75 MiB; nothing but numbers travels through it
 
 ENVIRONMENT = {
+    "RAY_worker_oom_score_adjustment": "0",  # a trial's process is to go first, not what watches it
+    "RAY_memory_monitor_refresh_ms": "0",  # it would end the actor at 95 % of memory, and the sweep; the kernel's OOM killer ends a trial
     "RAY_worker_niceness": "0",  # Ray lowers its workers' priority to 15, and with it a trial's against all else on the machine
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -42,7 +44,7 @@ _template: Template | None = None  # of this Ray actor's process
 
 
 class RayEnded(RuntimeError):
-    """A process of Ray's without which nothing goes on was killed under way."""
+    """Ray gave up under way, or a process of its without which nothing goes on was killed."""
 
 
 def run(
@@ -71,7 +73,7 @@ def run(
                 tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trials[trial.config["index"]].key),
                 run_config=tune.RunConfig(storage_path=str(scratch), name="tune", verbose=0, callbacks=[_listener(trials, done)]),
             )
-            with _interrupted_without("raylet", "gcs_server"):
+            with _interrupted_without("raylet", "gcs_server"), _in_a_line():
                 tuner.fit()
         finally:
             ray.shutdown()
@@ -82,6 +84,16 @@ def _ray_muted(file: Path) -> Iterator[None]:
     """Ray prints from threads of its own, a paragraph for a lost actor; we say the same in a line."""
     with file.open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         yield
+
+
+@contextlib.contextmanager
+def _in_a_line() -> Iterator[None]:
+    """Tune ends a sweep with a stack of its own where Ray takes a worker from it."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise RayEnded(f"Ray gave up under way: {reason} What has ended is settled; the same command runs the rest.") from error
 
 
 @contextlib.contextmanager

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 PAGE = os.sysconf("SC_PAGESIZE")
 
-# What torch and the C library say when /dev/shm is full. A full disk says "No space left" too, hence the words around it; (12) and (24) are
-# a lack of memory and of descriptors.
+# What torch and the C library say when /dev/shm is full. A full disk says "No space left" too, hence the words around it; (2), (12), (13)
+# and (24) are a file that is gone, a lack of memory, of rights and of descriptors.
 EXHAUSTED = re.compile(
-    r"unable to (allocate|mmap|resize|stretch|write to|open) [^\n]*(shared memory|shm|torch_)(?![^\n]*\((12|24)\))[^\n]*"
+    r"unable to (allocate|mmap|resize|stretch|write to|open) [^\n]*(shared memory|shm|</torch_)(?![^\n]*\((2|12|13|24)\))[^\n]*"
     r"|SemLock[\s\S]*?No space left[^\n]*"
     r"|No space left on device[^\n]*/dev/shm[^\n]*"
 )

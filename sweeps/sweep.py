@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from speech import corpora
-from speech.config import Corpus, Pinned, cache_dir
+from speech.config import Corpus, Pinned, TrialConfig, cache_dir
 from speech.cpu import cpu_model
+from speech.shapes import whole_pages
 from sweeps import preflight, runner
+from sweeps.cgroup import memory_limit
 from sweeps.config import SweepConfig
+from sweeps.disturbance import is_timing
 from sweeps.forecast import ShmFit, counted, fit
 from sweeps.isolation import Template
 from sweeps.plan import Plan, TrialSpec, plan
@@ -45,7 +48,7 @@ class Sweep:
     parent: str  # run id
     plan: Plan
     fits: dict[str, ShmFit]  # by the trial's key
-    settled: dict[str, str]  # key -> outcome
+    settled: dict[str, str]  # key -> outcome; without those that are due again, having been disturbed
     folder: Path
     node: Node
     template: Template
@@ -74,20 +77,25 @@ def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[S
         rows = [{"key": t.key, "block": t.block, "repeat": t.repeat, "swept": t.swept} for t in trials]
         parent = tracking.start_sweep(config.name, text, rows, rebuild)
         tracking.close_orphans(parent, folder)
-        known = tracking.settled_keys(parent)
-        settled = {t.key: known[t.key] for t in trials if t.key in known}
-        yield Sweep(config, tracking, parent, made, fits, settled, folder, node, template)
+        yield Sweep(config, tracking, parent, made, fits, _settled(tracking, parent, trials), folder, node, template)
+
+
+def _settled(tracking: Tracking, parent: str, trials: list[TrialSpec]) -> dict[str, str]:
+    """A trial whose time is what its block is after, and which was disturbed, is due once more."""
+    known, disturbed = tracking.settled_keys(parent), tracking.disturbed_once(parent)
+    again = {trial.key for trial in trials if trial.key in disturbed and is_timing(trial.metric.name)}
+    return {trial.key: known[trial.key] for trial in trials if trial.key in known.keys() - again}
 
 
 def planned(config: SweepConfig, say: Say) -> tuple[Plan, dict[str, ShmFit]]:
     """Every trial, and by its key what it will need of /dev/shm. Prepares the corpora, since keys and batches depend on their clips.
 
-    A trial without a size of its own has what is free on this node's /dev/shm now. PreflightError where a corpus can't be used.
+    PreflightError where a corpus can't be used.
     """
     prepared: dict[str, corpora.PreparedCorpus] = {}
 
     def fingerprint(corpus: Corpus) -> str:
-        prepared[corpus.model_dump_json()] = found = corpora.prepare(corpus, say)
+        prepared[corpus.which()] = found = corpora.prepare(corpus, say)
         return found.fingerprint
 
     try:
@@ -95,9 +103,16 @@ def planned(config: SweepConfig, say: Say) -> tuple[Plan, dict[str, ShmFit]]:
     except corpora.CorpusError as error:
         raise PreflightError(str(error)) from error
     clips = {name: (len(found.split("training")), len(found.split("validation"))) for name, found in prepared.items()}
+    rooms = {trial.key: _room(config, trial.config) for trial in made.trials}
+    return made, {trial.key: fit(trial.config, *clips[trial.config.corpus.which()], rooms[trial.key]) for trial in made.trials}
+
+
+def _room(config: SweepConfig, trial: TrialConfig) -> int:
+    """Bytes that a trial may fill of its /dev/shm: all of a private one, what is free now of the machine's; never more than memory."""
     usage = shm_usage()
-    free = usage.limit_bytes - usage.used_bytes
-    return made, {trial.key: fit(trial.config, *clips[trial.config.corpus.model_dump_json()], free) for trial in made.trials}
+    size = whole_pages(trial.loader.shm_size or usage.limit_bytes)
+    room = size if config.resources.shm == "private" else min(size, usage.limit_bytes - usage.used_bytes)
+    return min(room, memory_limit())
 
 
 def heading(sweep: Sweep) -> str:
@@ -118,16 +133,24 @@ def outline(name: str, made: Plan, settled: Collection[str]) -> str:
 
 
 def run(sweep: Sweep, say: Say) -> list[TrialSpec]:
-    """Runs what is left of the sweep; returns the trials that are still not settled after it."""
-    left = sweep.left
+    """Runs what is left of the sweep, disturbed trials once more; returns those that are not settled after it."""
+    _run_left(sweep, say)
+    if again := sweep.tracking.disturbed_once(sweep.parent) & {trial.key for trial in sweep.left}:
+        say(f"{len(again)} disturbed from outside: once more")
+        _run_left(sweep, say, again)
+    sweep.settled = sweep.tracking.settled_keys(sweep.parent)  # a trial that was disturbed is settled all the same
+    return sweep.left
+
+
+def _run_left(sweep: Sweep, say: Say, only: Collection[str] | None = None) -> None:
+    left = [trial for trial in sweep.left if only is None or trial.key in only]
     if left:
         launch = _launch(sweep, say)
         try:
-            runner.run(left, launch, sweep.node, request(sweep.config, sweep.node, left), _counter(sweep, say))
+            runner.run(left, launch, sweep.node, request(sweep.config, sweep.node, left), _counter(sweep, left, say))
         finally:
             sweep.tracking.close_orphans(sweep.parent, sweep.folder)
-        sweep.settled |= sweep.tracking.settled_keys(sweep.parent)
-    return sweep.left
+        sweep.settled = _settled(sweep.tracking, sweep.parent, sweep.plan.trials)
 
 
 def _launch(sweep: Sweep, say: Say) -> Launch:
@@ -176,9 +199,9 @@ def request(config: SweepConfig, node: Node, trials: list[TrialSpec]) -> dict[st
     return {"CPU": cores if asked.exclusive_node else cpus} | ({"GPU": gpus} if gpus else {})
 
 
-def _counter(sweep: Sweep, say: Say) -> Callable[[TrialSpec, dict[str, Any]], None]:
+def _counter(sweep: Sweep, left: list[TrialSpec], say: Say) -> Callable[[TrialSpec, dict[str, Any]], None]:
     """Says a line for each trial that ends."""
-    total, ended = len(sweep.plan.trials), len(sweep.settled)
+    total, ended = len(sweep.plan.trials), len(sweep.plan.trials) - len(left)
     width = max(len(run_name(t.block, t.swept, t.repeat)) for t in sweep.plan.trials)
 
     def settled(spec: TrialSpec, result: dict[str, Any]) -> None:

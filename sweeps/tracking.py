@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,8 +177,14 @@ class Tracking:
                 settled.setdefault(run.data.tags["key"], outcome)
         return settled
 
+    def disturbed_once(self, parent: str) -> set[str]:
+        """Keys of trials that were disturbed from outside and have not been run again."""
+        ended = [run for run in self.trials(parent) if run.info.status != "RUNNING" and run.data.tags.get("outcome") != "interrupted"]
+        attempts = Counter(run.data.tags["key"] for run in ended)
+        return {key for run in ended if "disturbed" in run.data.tags and attempts[key := run.data.tags["key"]] == 1}
+
     def close_orphans(self, parent: str, folder: Path) -> list[str]:
-        """Marks trials that a dead launch or relay left open as interrupted, with what lies of them in <folder>/<key>; returns their names."""
+        """Marks trials that a dead launch or relay left open as interrupted, with what lies in <folder>/<key>; returns their names."""
         orphans = [run for run in self.trials(parent) if run.info.status == "RUNNING"]
         for run in orphans:
             left = folder / run.data.tags["key"]

@@ -5,6 +5,7 @@ is there: a parent-death signal tells init that the supervisor is gone, orphans 
 and whoever is left kills what descends from it and removes what that held by name in /dev/shm.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -49,6 +50,7 @@ class HandKeptTree:
     """The descendants of this process on the node's own /dev/shm, where no namespace ends them and no tmpfs goes with them."""
 
     def __init__(self) -> None:
+        self._strangers = set(Path("/dev/shm").iterdir())  # what was there before, whoever opens it
         self._seen: set[int] = set()
         self._look_at = 0.0
 
@@ -71,8 +73,9 @@ class HandKeptTree:
             while reap() is not None:
                 pass
             time.sleep(0.01)
-        for name in names | names_made(self._seen):
-            name.unlink(missing_ok=True)
+        for name in (names | names_made(self._seen)) - self._strangers:
+            with contextlib.suppress(OSError):  # gone already, a folder, or another user's
+                name.unlink()
 
 
 def _signal(pid: int, number: int) -> None:

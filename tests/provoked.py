@@ -78,6 +78,32 @@ def hold_names() -> None:
     held.release()
 
 
+def open_strangers() -> None:
+    """A worker that has files of others open when its trainer ends."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        held = [os.open(path, os.O_RDONLY) for path in Path("/dev/shm").iterdir()]
+        os.write(writing, b"!")
+        time.sleep(1000)
+        os.close(held[0])
+    os.read(reading, 1)
+    os._exit(7)
+
+
+def half_a_line() -> None:
+    """Killed while a record is on its way."""
+    (records,) = [int(name) for name in os.listdir("/proc/self/fd") if _is_the_pipe_of_records(int(name))]
+    os.write(records, b'{"kind": "epoch", "metr')
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_the_pipe_of_records(descriptor: int) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}").startswith("pipe:") and os.write(descriptor, b"\n") == 1
+    except OSError:
+        return False
+
+
 def bad_clip() -> None:
     raise BadClip("yes/a.wav: can't be decoded")
 
@@ -106,6 +132,8 @@ ACCIDENTS = {
     "memory_error": lambda: bytearray(1 << 62),
     "share": lambda: torch.ones(128 << 18).share_memory_(),  # 128 MiB
     "bad_clip": bad_clip,
+    "open_strangers": open_strangers,
+    "half_a_line": half_a_line,
     "asleep": lambda: time.sleep(1000),
 }
 

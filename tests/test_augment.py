@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from speech.augment import augment_waveform, change_speed, draws, mask_picture, mix, mixup_weight, shift
+from speech.augment import augment_waveform, change_speed, draw_masks, draws, lay_masks, mix, mixup_weight, shift
 from speech.config import Augment
 
 
@@ -41,13 +41,22 @@ def test_masks_blank_bands_and_frames_no_wider_than_asked() -> None:
     augment = Augment(freq_mask=5, time_mask=7)
     widths = set()
     for clip in range(200):
-        picture = mask_picture(torch.ones(2, 40, 60), augment, draws(0, 0, clip))
+        masks = draw_masks(augment, 40, 60, draws(0, 0, clip))
+        picture = lay_masks(torch.ones(1, 2, 40, 60), masks[None])[0]
         rows, frames = (picture[0].sum(1) == 0).sum().item(), (picture[0].sum(0) == 0).sum().item()
         assert torch.equal(picture[0], picture[1]), "all channels are blanked alike"
         assert rows <= 2 * 5
         assert frames <= 2 * 7
         widths.add((rows, frames))
     assert len(widths) > 50
+
+
+def test_masks_of_a_batch_are_each_clips_own() -> None:
+    masks = torch.tensor([[[[0, 2], [0, 0]], [[5, 1], [0, 0]]], [[[0, 0], [3, 1]], [[0, 0], [6, 2]]]])
+    pictures = lay_masks(torch.ones(2, 1, 6, 8), masks)
+    assert (pictures[0, 0].sum(1) == 0).tolist() == [True, True, False, False, False, True]
+    assert (pictures[1, 0].sum(0) == 0).tolist() == [False, False, False, True, False, False, True, True]
+    assert pictures.sum() == 3 * 8 + 6 * 5
 
 
 def test_the_draws_of_a_clip_depend_on_seed_epoch_and_clip_alone() -> None:

@@ -70,7 +70,7 @@ accuracy, ensemble_accuracy. Did you mean epoch_s?
   line  7               parameters.corpus.words[2]: 1 is not text. Write '1', in quotes.
   line  9               parameters.loader.num_worker: unknown key. Did you mean num_workers?
   line 10               parameters.loader.pin_memory: 'yes' is not true or false. Write true.
-  line 11               parameters.loader.form: 'pgn' is not one of wav, png. Did you mean png?
+  line 11               parameters.loader.form: 'pgn' is not one of wav, png, packed, device. Did you mean png?
   line 15               parameters.loader.shm_size: '64 potatoes' is not a size. Write 64M or 2G.
   line 19               blocks.cycles.parameters.sgdr.cycle_epochs: cycles of [3, 3, 3] epochs do not fill 8 epochs exactly. \
 Write epochs: 6 or 9.
@@ -119,7 +119,7 @@ def test_blocks_lay_theirs_over_the_sweeps(sweep):
 
 def test_a_fault_of_the_shared_parameters_is_told_once(faults_of):
     assert faults_of(parameters("  loader: {form: gif}\n") + "blocks:\n  a: {}\n  b: {}\n") == [
-        "line 4  parameters.loader.form: 'gif' is not one of wav, png."
+        "line 4  parameters.loader.form: 'gif' is not one of wav, png, packed, device."
     ]
 
 

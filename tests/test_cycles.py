@@ -50,11 +50,26 @@ def test_the_page_says_it_all_within_a_hundred_columns(tracking, plant):
     assert lines[:2] == ["Validation accuracy by SGDR cycle length, block cycles", "Planted CPU · 2 cores · 2 threads · float32"]
     cells = [line.split("  ") for line in lines if line.startswith(("2 ", "8, "))]
     assert [[cell.strip() for cell in row if cell.strip()] for row in cells] == [
-        ["2", "4", "82.0 ± 2.0", "83.0 ± 1.7", "87.0 ± 2.6", "86.0", "+1.0 (-1.5 to +3.5)", "62", "3"],
+        ["2", "4", "82.0 ± 2.0", "83.0 ± 1.7", "87.0 ± 2.6", "86.0", "+1.0 (-1.5 to +3.5),", "62", "3"],
         ["8, long cosine", "1", "86.0 ± 2.0", "86.0 ± 2.0", "86.0 ± 2.0", "86.0", "-", "62", "3"],
     ]
+    assert [line.strip() for line in lines if "not told apart" in line] == ["not told apart"]  # below its interval
     # Wilson, 261 of 300 by hand: 0.8272 to 0.9034
     assert lines[-1] == "With 300 validation clips one accuracy of 87.0 % is known to 82.7-90.3 % (95 %, Wilson)."
+
+
+def test_a_gain_that_repeats_is_told_apart(tracking, plant):
+    gained = [
+        (last, best, cosine + gain) for (last, best, _), (*_, cosine), gain in zip(*ACCURACIES.values(), (0.05, 0.06, 0.05), strict=True)
+    ]
+    frame = plant_sweep(tracking, plant, [*completed(8, ACCURACIES[8]), *completed(2, gained)])
+    assert "+5.3 (+3.9 to +6.8)" in tables(frame)[0]
+    assert "not told apart" not in tables(frame)[0]
+
+
+def test_in_markdown_an_interval_that_holds_zero_says_so_in_its_cell(tracking, plant):
+    frame = plant_sweep(tracking, plant, [*completed(8, ACCURACIES[8]), *completed(2, ACCURACIES[2])])
+    assert "| +1.0 (-1.5 to +3.5), not told apart |" in tables(frame, markdown=True)[0]
 
 
 def test_two_repeats_are_not_enough_data(tracking, plant):

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,19 @@ from speech.config import Features
 from speech.features import LOG_FLOOR, Picture, normalised, save_atomically, training_statistics
 
 
+KINDS = ["spectrogram", "log_mel", "mfcc"]
+
+
 def noise(samples: int, clips: int = 1) -> torch.Tensor:
     return torch.randn(clips, samples, generator=torch.Generator().manual_seed(0)) * 0.1
+
+
+def with_statistics(features: Features) -> Picture:
+    """Normalising, by statistics that are no corpus's."""
+    picture = Picture(features)
+    picture.mean.normal_(generator=torch.Generator().manual_seed(1))
+    picture.deviation.uniform_(0.5, 2.0, generator=torch.Generator().manual_seed(2))
+    return picture
 
 
 def test_constants_follow_from_rate_window_and_hop() -> None:
@@ -17,7 +30,7 @@ def test_constants_follow_from_rate_window_and_hop() -> None:
 
 
 def test_shape_is_batch_kinds_rows_frames() -> None:
-    features = Features(kinds=["spectrogram", "log_mel", "mfcc"], n_mels=40)
+    features = Features(kinds=KINDS, n_mels=40)
     assert Picture(features)(noise(16_000, clips=2)).shape == (2, 3, 40, features.frames(16_000))
 
 
@@ -38,6 +51,79 @@ def test_mfcc_is_torchaudios() -> None:
     settings = {"n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 24}
     oracle = torchaudio.transforms.MFCC(16_000, n_mfcc=24, log_mels=True, melkwargs=settings)
     torch.testing.assert_close(Picture(Features(kinds=["mfcc"], n_mels=24))(waveform)[:, 0], oracle(waveform), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("clips", [1, 9])  # one clip, and more than go through the stages together
+@pytest.mark.parametrize("keys", [{}, {"window_ms": 20.0625, "hop_ms": 7.0625, "n_mels": 40}, {"window_ms": 64.0, "n_mels": 128}])
+def test_every_kind_is_torchaudios_at_any_window_hop_and_number_of_clips(keys: dict, clips: int) -> None:
+    features, waveforms = Features(kinds=KINDS, **keys), noise(9_999, clips)
+    sizes = {"n_fft": features.fft_size, "win_length": features.window_samples, "hop_length": features.hop_samples}
+    power = torchaudio.transforms.Spectrogram(**sizes)(waveforms)
+    linear = torchaudio.functional.linear_fbanks(features.fft_size // 2 + 1, 0.0, 8000.0, features.n_mels, 16_000)
+    mels = {**sizes, "n_mels": features.n_mels}
+    oracle = [
+        torch.log((power.mT @ linear).mT + LOG_FLOOR),
+        torch.log(torchaudio.transforms.MelSpectrogram(16_000, **mels)(waveforms) + LOG_FLOOR),
+        torchaudio.transforms.MFCC(16_000, n_mfcc=features.n_mels, log_mels=True, melkwargs=mels)(waveforms),
+    ]
+    torch.testing.assert_close(Picture(features)(waveforms), torch.stack(oracle, dim=1), atol=1e-4, rtol=1e-4)
+
+
+def test_statistics_act_on_rows() -> None:
+    features, waveforms = Features(kinds=KINDS, n_mels=16), noise(4_000, clips=6)
+    picture = with_statistics(features)
+    expected = (Picture(features)(waveforms) - picture.mean) / picture.deviation
+    torch.testing.assert_close(picture(waveforms), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_int16_and_the_floats_it_decodes_to_give_the_same_bits() -> None:
+    samples = (noise(16_000, clips=9) * 32768).to(torch.int16)
+    picture = with_statistics(Features(kinds=KINDS))
+    assert torch.equal(picture(samples), picture(samples.float() / 32768))
+
+
+def test_a_batch_gives_the_same_bits_again_at_any_number_of_threads() -> None:
+    picture, waveforms, threads = with_statistics(Features(kinds=KINDS)), noise(16_000, clips=9), torch.get_num_threads()
+    pictures = []
+    try:
+        for count in (1, 2, 1, 3):
+            torch.set_num_threads(count)
+            pictures.append(picture(waveforms))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(pictures[0], again) for again in pictures[1:])
+
+
+def test_a_clip_is_the_same_alone_and_in_a_batch() -> None:
+    picture, waveforms = with_statistics(Features(kinds=KINDS)), noise(16_000, clips=9)
+    alone = torch.cat([picture(waveform[None]) for waveform in waveforms])
+    torch.testing.assert_close(picture(waveforms), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_copy_makes_the_same_and_takes_along_its_buffers_alone() -> None:
+    picture, waveforms = with_statistics(Features(kinds=KINDS, n_mels=16)), noise(4_000, clips=2)
+    fresh = len(pickle.dumps(picture))
+    pictures = picture(waveforms)
+    sent = pickle.dumps(picture)
+    assert len(sent) == fresh
+    assert torch.equal(pickle.loads(sent)(waveforms), pictures)
+
+
+def test_autocast_rounds_nothing() -> None:
+    picture, waveforms = with_statistics(Features(kinds=KINDS)), noise(16_000, clips=2)
+    expected = picture(waveforms)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(picture(waveforms), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_makes_the_same_pictures() -> None:
+    picture, samples = with_statistics(Features(kinds=KINDS)), (noise(16_000, clips=64) * 32768).to(torch.int16)
+    expected = picture(samples)
+    picture = picture.to("cuda")
+    torch.testing.assert_close(picture(samples.to("cuda")).cpu(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(picture.cpu()(samples), expected, atol=0, rtol=0)
 
 
 def test_a_tone_lights_the_spectrogram_row_of_its_frequency() -> None:

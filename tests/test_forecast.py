@@ -2,7 +2,7 @@
 
 import pytest
 
-from speech.config import Trial
+from speech.config import Trial, parse_size
 from sweeps.forecast import ShmFit, counted, fit
 from sweeps.isolation import Task, Template
 from sweeps.metrics import SUMMARY
@@ -32,7 +32,7 @@ def article(tone_trial, device=None, **loader):
     ],
 )
 def test_verdicts_of_the_articles_batches(tone_trial, workers: int, size: str, verdict: str) -> None:
-    assert fit(article(tone_trial, num_workers=workers, shm_size=size), 1440, 180, 0).verdict == verdict
+    assert fit(article(tone_trial, num_workers=workers), 1440, 180, parse_size(size)).verdict == verdict
 
 
 def test_floor_typical_and_bound_count_whole_batches_and_semaphores(tone_trial) -> None:
@@ -60,11 +60,6 @@ def test_an_open_device_is_given_the_widest_range(tone_trial) -> None:
     )
     assert (either.floor_bytes, either.bound_bytes) == (paced.floor_bytes, learns.bound_bytes)
     assert paced.bound_bytes < learns.bound_bytes
-
-
-def test_a_size_of_the_trials_own_is_rounded_up_and_goes_before_the_nodes(tone_trial) -> None:
-    assert fit(article(tone_trial, shm_size=(1 << 20) + 1), 640, 0, 5).limit_bytes == (1 << 20) + PAGE
-    assert fit(article(tone_trial), 640, 0, 5).limit_bytes == 5
 
 
 def test_metrics_have_their_names_and_are_0_without_workers(tone_trial) -> None:

@@ -5,14 +5,16 @@ import torch
 from speech import corpora
 from speech.audio import read_clip
 from speech.features import Picture
-from speech.loading import EpochBatches, from_image, make_loader, prepare_forms, to_image
+from speech.clips import Request
+from speech.images import from_image, to_image
+from speech.loading import EpochBatches, make_loader, prepare_forms
 from speech.shapes import picture_shape
 
 ALL_AUGMENTS = {"shift_ms": 50.0, "speed": 0.1, "noise": 0.5, "freq_mask": 4, "time_mask": 4}
 
 
 def batches_of_two_epochs(config, seed: int = 1) -> list[torch.Tensor]:
-    loader, order = make_loader(config, corpora.prepare(config.corpus), "training", seed, pin_memory=False)
+    loader, order = make_loader(config, corpora.prepare(config.corpus), "training", seed)
     batches = []
     for order.epoch in range(2):
         batches += [tensor for batch in loader for tensor in batch]
@@ -44,8 +46,8 @@ def test_epochs_and_seeds_differ(tone_trial) -> None:
 def test_an_item_is_the_clips_normalised_picture_and_its_label(tone_trial) -> None:
     config = tone_trial()
     corpus = corpora.prepare(config.corpus)
-    loader, _ = make_loader(config, corpus, "validation", 0, pin_memory=False)
-    clip, (picture, label) = corpus.split("validation")[1], loader.dataset[0, 1]
+    loader, _ = make_loader(config, corpus, "validation", 0)
+    clip, [(picture, label)] = corpus.split("validation")[1], loader.dataset.__getitems__(Request(epoch=0, step=0, clips=[1]))
     waveforms = [torch.from_numpy(read_clip(corpus.root / c.path, 16_000)) for c in corpus.split("training")]
     raw = Picture(config.features)
     training = torch.cat([raw(waveform[None])[0] for waveform in waveforms], dim=-1)  # (C, M, all frames)
@@ -58,24 +60,25 @@ def test_an_item_is_the_clips_normalised_picture_and_its_label(tone_trial) -> No
 
 def test_validation_clips_are_never_changed(tone_trial) -> None:
     changed, plain = tone_trial(augment=ALL_AUGMENTS), tone_trial()
-    pictures = [next(iter(make_loader(c, corpora.prepare(c.corpus), "validation", 0, pin_memory=False)[0]))[0] for c in (changed, plain)]
+    pictures = [next(iter(make_loader(c, corpora.prepare(c.corpus), "validation", 0)[0]))[0] for c in (changed, plain)]
     assert torch.equal(*pictures)
 
 
 def test_an_epoch_is_every_clip_once_but_for_an_incomplete_last_batch() -> None:
     batches = EpochBatches(clips=10, batch_size=4, seed=3)
     batches.epoch = 5
-    keys = [key for batch in batches for key in batch]
+    requests = list(batches)
+    clips = [clip for request in requests for clip in request.clips]
     assert len(batches) == 2
-    assert {epoch for epoch, _ in keys} == {5}
-    assert len({index for _, index in keys}) == 8
-    assert [key for batch in batches for key in batch] == keys, "the same epoch comes in the same order"
+    assert [(request.epoch, request.step) for request in requests] == [(5, 0), (5, 1)]
+    assert len(set(clips)) == 8
+    assert list(batches) == requests, "the same epoch comes in the same order"
     batches.epoch = 6
-    assert [index for batch in batches for _, index in batch] != [index for _, index in keys]
+    assert [clip for request in batches for clip in request.clips] != clips
 
 
 def test_evaluation_reads_every_clip_in_order() -> None:
-    assert list(EpochBatches(clips=5, batch_size=2, seed=None)) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
+    assert [request.clips for request in EpochBatches(clips=5, batch_size=2, seed=None)] == [[0, 1], [2, 3], [4]]
 
 
 def test_images_hold_the_picture_up_to_8_bits(tmp_path) -> None:
@@ -93,23 +96,23 @@ def test_the_png_form_reads_pictures_written_once(tone_trial, capsys) -> None:
     prepare_forms(config, corpus, said.append)
     prepare_forms(config, corpus, said.append)
     assert len(said) == 1, "the second call finds them"
-    loader, _ = make_loader(config, corpus, "training", 0, pin_memory=False)
+    loader, _ = make_loader(config, corpus, "training", 0)
     pictures, labels = next(iter(loader))
     assert pictures.shape == (4, *picture_shape(config)) == (4, 3, 224, 224)
-    wav = make_loader(tone_trial(), corpus, "training", 0, pin_memory=False)[0]
+    wav = make_loader(tone_trial(), corpus, "training", 0)[0]
     assert torch.equal(labels, next(iter(wav))[1]), "the order of an epoch does not depend on the form"
 
 
 def test_a_batch_larger_than_the_corpus_is_an_error_that_names_both(tone_trial) -> None:
     config = tone_trial(loader={"batch_size": 64})
     with pytest.raises(ValueError, match=r"batch_size 64 is more than the 12 training clips"):
-        make_loader(config, corpora.prepare(config.corpus), "training", 0, pin_memory=False)
+        make_loader(config, corpora.prepare(config.corpus), "training", 0)
 
 
 def test_noise_comes_from_the_training_stretch_alone(tone_trial) -> None:
     config = tone_trial(augment={"noise": 1.0})
     corpus = corpora.prepare(config.corpus)
-    clips = make_loader(config, corpus, "training", 0, pin_memory=False)[0].dataset
+    clips = make_loader(config, corpus, "training", 0)[0].dataset
     (path, start, length), *_ = corpus.noise
     noise = read_clip(corpus.root / path, length, start=start)
     for draw in range(20):

@@ -26,6 +26,8 @@ def error(kind: str, message: str) -> dict:
         ("DataLoader worker (pid 9) is killed by signal: Bus error. It is possible that dataloader's workers are out of", "shm_exhausted"),
         ("[Errno 28] No space left on device: '/home/me/snapshot-0.pt'", "crashed"),
         ("DataLoader worker (pid 9) is killed by signal: Killed.", "crashed"),
+        ("unable to open file </home/me/torch_models/r34.pt> in read-only mode: No such file or directory (2)", "crashed"),
+        ("unable to open shared memory object </torch_9_1> in read-write mode: Permission denied (13)", "crashed"),
     ],
 )
 def test_an_exception_is_read_for_what_it_says_of_shm(message: str, outcome: str) -> None:
@@ -67,6 +69,23 @@ def test_a_clip_that_broke_under_way() -> None:
 )
 def test_an_end_without_words(ending: dict, outcome: str, evidence: str) -> None:
     assert classify(None, ending, finished=False, log="") == (outcome, evidence)
+
+
+def test_the_evidence_of_semaphores_that_do_not_fit_is_its_last_line() -> None:
+    said = "in __init__\n    SemLock.__init__(self, SEMAPHORE, value)\n  ...\nOSError: [Errno 28] No space left on device"
+    assert classify(error("OSError", said), ENDED, False, "").evidence.endswith("a batch: OSError: [Errno 28] No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "outcome"), [("BadClip", "a.wav: broken", "data_error"), ("ZeroDivisionError", "by 0", "crashed")]
+)
+def test_an_exception_with_a_cause_of_its_own_is_no_oom(kind: str, message: str, outcome: str) -> None:
+    assert classify(error(kind, message), ENDED | {"oom_kills": 1}, finished=False, log="").name == outcome
+
+
+def test_a_worker_that_the_oom_killer_took() -> None:
+    said = error("RuntimeError", "DataLoader worker (pid 9) is killed by signal: Killed.")
+    assert classify(said, ENDED | {"oom_kills": 1}, finished=False, log="").name == "oom"
 
 
 def test_the_oom_killer() -> None:

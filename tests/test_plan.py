@@ -114,7 +114,7 @@ order: listed
 
 
 DECIDING = [
-    "corpus.name=speech_commands", "corpus.seconds=0.5", "features.kinds=[mfcc]",
+    "corpus.name=speech_commands", "corpus.seconds=0.5", "corpus.cache=cold", "corpus.read_latency_s=0.01", "features.kinds=[mfcc]",
     "features.n_mels=40", "features.window_ms=30", "features.hop_ms=12.5", "augment.shift_ms=100", "augment.speed=0.1",
     "augment.noise=0.5", "augment.noise_snr_db=[0,30]", "augment.freq_mask=8", "augment.time_mask=8", "augment.mixup=0.2",
     "loader.num_workers=1", "loader.shm_size=2G", "loader.batch_size=16", "loader.prefetch_factor=4", "loader.persistent_workers=false",

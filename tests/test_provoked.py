@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ def template():
     made.close()
 
 
-def loop(shm_mib: int, **arguments) -> Task:
-    return Task("loop", arguments, shm_bytes=shm_mib * MIB)
+def loop(shm_mib: float, **arguments) -> Task:
+    return Task("loop", arguments, shm_bytes=round(shm_mib * MIB))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def loop(shm_mib: int, **arguments) -> Task:
 )
 def test_an_accident_has_its_name(template, tmp_path, task: Task, sure_to_fit: bool, outcome: str, evidence: str) -> None:
     began = time.monotonic()
-    *_, found = finish(template, task, tmp_path, timeout_s=60, sure_to_fit=sure_to_fit)
+    *_, found = finish(template, replace(task, sure_to_fit=sure_to_fit), tmp_path, timeout_s=60)
     assert found.name == outcome, found
     assert evidence in found.evidence
     assert time.monotonic() - began < 12
@@ -84,15 +85,21 @@ def test_a_hang_whose_workers_lost_their_stderr_is_found_by_the_room_that_is_lef
 
 
 @pytest.mark.parametrize(
-    ("shm_mib", "accident"),
-    [(64, "nap"), (3, "work")],
-    ids=["asleep on a roomy shm", "at work on a tight one"],
+    ("shm_mib", "accident", "sure_to_fit"),
+    [(64, "nap", False), (3.5, "work", False), (3.5, "nap", True)],
+    ids=["asleep on a roomy shm", "at work on a tight one", "asleep on a tight one that is sure to fit"],
 )
-def test_a_slow_loader_is_waited_for(template, tmp_path, shm_mib: int, accident: str) -> None:
-    """With one worker and no more than two batches under way, three of 1 MiB are all there can be."""
-    task = loop(shm_mib, accident=accident, num_workers=1, prefetch_factor=1, batches=4)
+def test_a_slow_loader_is_waited_for(template, tmp_path, shm_mib: float, accident: str, sure_to_fit: bool) -> None:
+    """With one worker and no more than two batches under way, three of 1 MiB are all there can be, and the queues' 11 pages."""
+    task = replace(loop(shm_mib, accident=accident, num_workers=1, prefetch_factor=1, batches=4), sure_to_fit=sure_to_fit)
     *_, outcome = finish(template, task, tmp_path, timeout_s=60)
     assert outcome.name == "completed", outcome
+
+
+def test_a_trial_killed_in_the_middle_of_a_record_is_filed_all_the_same(template, tmp_path) -> None:
+    records, outcome = finish(template, Task("accident", {"accident": "half_a_line"}), tmp_path)
+    assert [record["kind"] for record in records] == ["exit"]
+    assert outcome == ("crashed", "the training process was killed by signal 9")
 
 
 def test_a_trial_that_ignores_sigterm_ends_at_its_timeout(template, tmp_path) -> None:
@@ -125,7 +132,7 @@ def small_group():
 
 @pytest.mark.parametrize(
     ("arguments", "outcome"),
-    [({"batch_mib": 60.0, "batches": 24, "prefetch_factor": 20, "step_s": 0.5}, "shm_exhausted"), ({"accident": "hoard"}, "oom")],
+    [({"batch_mib": 60.0, "batches": 24, "prefetch_factor": 20, "step_s": 2.0}, "shm_exhausted"), ({"accident": "hoard"}, "oom")],
 )
 def test_the_oom_killer_struck_for_shm_or_for_memory(small_group, tmp_path, arguments: dict, outcome: str) -> None:
     held = Template(ROOT, tasks="tests.provoked")

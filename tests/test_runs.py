@@ -46,6 +46,7 @@ def test_the_columns_have_the_documented_types(tracking, plant):
     assert all(frame[name].dtype == "float64" for name in SUMMARY)
     assert (frame["repeat"].dtype, frame["loader.num_workers"].dtype) == ("Int64", "Int64")
     assert (frame["settled"].dtype, frame["planned"].dtype, frame["attempts"].dtype) == ("bool", "bool", "int64")
+    assert (frame["disturbed"].tolist(), frame["disturbances"].dtype) == ([None], "int64")
     assert str(frame["started"].dt.tz) == "UTC"
     assert "loader.shm_size" not in frame  # set by no trial
 
@@ -61,6 +62,41 @@ def test_a_key_is_one_row_its_settled_attempt_or_its_latest(tracking, plant):
     assert frame["outcome"].to_dict() == {"a": "completed", "b": "timeout"}
     assert frame["attempts"].to_dict() == {"a": 3, "b": 2}
     assert frame.loc["a", "epoch_s"] == 3.0
+
+
+def test_an_undisturbed_attempt_is_preferred_and_then_the_newest_however_long_it_took(tracking, plant):
+    attempts = {  # oldest first: what disturbed it, epoch_s
+        "once": [("a compiler", 1.0), (None, 9.0)],
+        "twice": [("a compiler", 1.0), ("a backup", 9.0)],
+        "before": [(None, 9.0), ("a compiler", 1.0)],
+        "never": [(None, 1.0)],
+    }
+    parent = open_sweep(tracking, *attempts)
+    for key, ended in attempts.items():
+        for disturbed, epoch_s in ended:
+            plant(parent, {}, key=key, tags={"disturbed": disturbed}, epoch_s=epoch_s)
+    plant(parent, {}, key="once", outcome="crashed")
+    frame = sweep_runs("first-look", tracking.uri).set_index("key")
+    assert frame["epoch_s"].to_dict() == {"once": 9.0, "twice": 9.0, "before": 9.0, "never": 1.0}
+    assert {key: why for key, why in frame["disturbed"].items() if pd.notna(why)} == {"twice": "a backup"}
+    assert frame["disturbances"].to_dict() == {"once": 1, "twice": 2, "before": 1, "never": 0}
+    assert frame["attempts"].to_dict() == {"once": 3, "twice": 2, "before": 2, "never": 1}
+
+
+def test_runs_from_before_a_parameter_pool_with_those_that_have_its_default(tracking, plant):
+    parent = open_sweep(tracking, *"abc")
+    plant(parent, {"loader.num_workers": 0}, key="a")
+    plant(parent, {"loader.num_workers": 2, "corpus.cache": "warm", "corpus.read_latency_s": 0.0}, key="b")
+    plant(parent, {"loader.num_workers": 2, "corpus.cache": "cold", "corpus.read_latency_s": 0.02}, key="c")
+    found = {(group.varied, group.surroundings): group.trials["key"].tolist() for group in groups(tracking)}
+    planted = "Planted CPU · 2 cores · 2 threads · float32"
+    assert found == {
+        ("cache=warm read_latency_s=0", planted): ["a", "b"],
+        (
+            "cache=cold read_latency_s=0.02",
+            f"{planted} · cold cache: files dropped before each epoch · each read waits 20 ms",
+        ): ["c"],
+    }
 
 
 def test_a_trial_under_way_is_running(tracking):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.statistics import mean_interval, paired_change, paired_difference, wilson
+from analysis.statistics import Interval, mean_interval, paired_change, paired_difference, relative_spread, wilson
 
 
 def test_paired_change_is_the_geometric_mean_ratio_with_its_t_interval():
@@ -31,6 +31,44 @@ def test_mean_interval_agrees_with_scipy():
 
 def test_equal_values_have_an_interval_of_no_width():
     assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize(("low", "high", "apart"), [(-0.1, 0.2, False), (0.0, 0.2, False), (0.01, 0.2, True), (-0.2, -0.01, True)])
+def test_an_interval_that_holds_zero_tells_nothing_apart(low, high, apart):
+    assert Interval((low + high) / 2, low, high).tells_apart is apart
+
+
+def test_spread_is_slowest_less_fastest_over_the_median():
+    assert relative_spread(pd.Series([1.1, 1.0, 0.9])) == pytest.approx(0.2)
+    assert np.isnan(relative_spread(pd.Series([1.0])))
+
+
+@pytest.mark.parametrize("repeats", [3, 6])
+def test_a_point_compared_with_itself_is_told_apart_once_in_twenty(repeats):
+    rng = np.random.default_rng(repeats)
+    comparisons = 4000
+    intervals = [mean_interval(differences) for differences in rng.normal(0, 0.03, (comparisons, repeats))]
+    false = sum(interval.tells_apart for interval in intervals)
+    assert stats.binomtest(false, comparisons, 0.05).pvalue > 0.001  # the share is the nominal one: neither above it nor timidly below
+
+
+def test_a_slow_trial_now_and_then_makes_it_cautious_rather_than_wrong():
+    rng = np.random.default_rng(2)
+    logs = rng.normal(0, 0.01, (2, 4000, 3)) + 0.3 * (rng.random((2, 4000, 3)) < 0.1)  # one in ten takes a third longer
+    false = sum(mean_interval(differences).tells_apart for differences in logs[0] - logs[1])
+    assert stats.binomtest(false, 4000, 0.05, "greater").pvalue > 0.5
+
+
+def test_pairing_takes_out_what_a_repeat_s_trials_share():
+    rng = np.random.default_rng(1)
+    told_apart = {"same": 0, "a tenth slower": 0}
+    for _ in range(200):
+        drift = np.exp(rng.normal(0, 0.3, 5))  # the machine differs by a third from repeat to repeat
+        one, other = (pd.Series(drift * np.exp(rng.normal(0, 0.01, 5))) for _ in range(2))
+        told_apart["same"] += paired_change(one, other).tells_apart
+        told_apart["a tenth slower"] += paired_change(1.1 * one, other).tells_apart
+    assert stats.binomtest(told_apart["same"], 200, 0.05, "greater").pvalue > 0.01
+    assert told_apart["a tenth slower"] == 200
 
 
 def test_wilson_interval_is_the_formula_of_the_paper():

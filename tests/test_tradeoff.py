@@ -4,10 +4,12 @@ import functools
 import math
 
 import pytest
+from scipy import stats
 
 from analysis.runs import sweep_runs
 from analysis.tradeoff import epoch_times, tables
 from tests.conftest import plant_trial, tracking_in, trial_key
+from tests.simulated import simulated_sweep
 
 PACED = {"device": "paced", "device_name": "paced: 25 ms a step, 0 ms of host CPU", "cpu_name": "Planted CPU"}
 MB = 1 << 20
@@ -19,22 +21,24 @@ float32
 
 workers  shm 64M                     n  shm node             n
 -------  --------------------------  -  -------------------  -
-      0  11.00 (10.00-12.00)         3  20.00 (20.00-20.00)  3
-      2   5.00 (4.80-8.80)           3  15.00 (15.00-15.00)  3
+      0  11.00 (10.00-12.00)†        3  20.00 (20.00-20.00)  3
+      2   5.00 (4.80-8.80)†          3  15.00 (15.00-15.00)  3
       4   4.15 s, 1 of 3 overflowed  2  -
       8  3 of 3 overflowed           0  -
 
 Median over n trials of their epoch seconds (fastest-slowest trial); warm epochs only.
+† Fastest and slowest trial lie more than 10 % of the median apart.
 
 Change of epoch seconds against 0 workers at the same shm_size
 
-workers  shm 64M              shm node
--------  -------------------  -------------------
-      2  -46% (-77% to +31%)  -25% (-25% to -25%)
-      4  not enough data      -
-      8  -                    -
+workers  shm 64M                              shm node
+-------  -----------------------------------  -------------------
+      2  -46% (-77% to +31%), not told apart  -25% (-25% to -25%)
+      4  not enough data                      -
+      8  -                                    -
 
-Mean change over repeats, paired, and its 95 % interval; below zero is faster."""
+Mean change over repeats, paired, and its 95 % interval; below zero is faster.
+Not told apart: the interval holds zero."""
 
 
 def plant_sweep(tracking, plant, trials):
@@ -74,7 +78,7 @@ def test_cells_hold_median_spread_count_and_change(frame):
     assert list(cells.index) == [("64M", 0), ("64M", 2), ("64M", 4), ("64M", 8), ("node", 0), ("node", 2)]
     two = cells.loc[("64M", 2)]
     assert (two["median_s"], two["min_s"], two["max_s"], two["n"], two["trials"], two["outcomes"]) == (5.0, 4.8, 8.8, 3, 3, "")
-    assert two["fill_s"] == 0.5
+    assert (two["fill_s"], two["spread"]) == (0.5, pytest.approx(0.8))
     # ratios 0.5, 0.4, 0.8 by repeat; the interval is worked out in test_statistics.py
     assert (two["change"], two["change_low"], two["change_high"]) == pytest.approx((-0.457116, -0.774584, 0.307462), abs=1e-5)
     assert cells.loc[("node", 2), ["change", "change_low", "change_high"]].tolist() == pytest.approx([-0.25] * 3)
@@ -98,9 +102,9 @@ def test_markdown_holds_the_same_cells(frame):
     (text,) = tables(frame, markdown=True)
     assert text.startswith("### Epoch seconds by num_workers and shm_size, block workers\n\nmodelled accelerator, paced: 25 ms a step")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    assert ["2", "5.00 (4.80-8.80)", "3", "15.00 (15.00-15.00)", "3"] in rows
+    assert ["2", "5.00 (4.80-8.80)†", "3", "15.00 (15.00-15.00)", "3"] in rows
     assert ["4", "4.15 s, 1 of 3 overflowed", "2", "-", ""] in rows
-    assert ["2", "-46% (-77% to +31%)", "-25% (-25% to -25%)"] in rows
+    assert ["2", "-46% (-77% to +31%), not told apart", "-25% (-25% to -25%)"] in rows
 
 
 def test_hardware_and_other_parameters_are_never_pooled(tracking, plant):
@@ -150,6 +154,57 @@ def test_sizes_that_do_not_fit_side_by_side_follow_below(tracking, plant):
     assert max(map(len, text.splitlines())) <= 100
     headers = [line.replace("shm", "").split() for line in text.splitlines() if line.startswith("workers")]
     assert headers == [["workers", "4M", "n", "16M", "n", "64M", "n", "1G", "n"], ["workers", "node", "n"]]
+
+
+def test_a_lone_overflow_does_not_hide_that_the_rest_lie_far_apart(tracking, plant):
+    frame = plant_sweep(tracking, plant, [*worker_trials(0, None, [1.0, 1.04, 1.1]), *worker_trials(2, None, [0.5, None, 0.6])])
+    (text,) = tables(frame)
+    assert "      2  0.550 s†, 1 of 3 overflowed  2" in text
+
+
+def test_disturbed_trials_are_a_footnote(tracking, plant):
+    trials = worker_trials(0, None, [1.0, 1.0, 1.0]) + worker_trials(2, None, [0.5, 0.5, 0.5])
+    parent = tracking.start_sweep("first-look", "", [{"key": trial_key("workers", swept, repeat)} for swept, repeat, *_ in trials], "")
+    attempts = {(0, 1): ["a compiler", None], (2, 3): ["a backup", "another backup"]}
+    for swept, repeat, outcome, epoch_s, _ in trials:
+        for disturbed in attempts.get((swept["loader.num_workers"], repeat), [None]):
+            plant(parent, swept, repeat, outcome, tags={"disturbed": disturbed}, epoch_s=epoch_s)
+    (text,) = tables(sweep_runs("first-look", tracking.uri))
+    assert (
+        "2 of 6 trials were disturbed from outside and ran again; 1 stayed disturbed: workers · num_workers=2\n"
+        "shm_size=node · repeat 3 (another backup)." in text
+    )
+
+
+def test_a_disturbed_trial_that_has_not_run_again_yet_is_said_to(tracking, plant):
+    parent = tracking.start_sweep("first-look", "", [{"key": "a"}, {"key": "b"}], "")
+    plant(parent, {"loader.num_workers": 0}, key="a", epoch_s=1.0, tags={"disturbed": "a compiler"})
+    plant(parent, {"loader.num_workers": 2}, key="b", epoch_s=1.0)
+    (text,) = tables(sweep_runs("first-look", tracking.uri))
+    assert "1 of 2 trials was disturbed from outside: workers · num_workers=0 · repeat 1 (a compiler)." in text
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    """200 sweeps of three repeats in which 0 and 1 workers are the same point, and 2 workers are a fifth faster."""
+    return epoch_times(simulated_sweep({0: 2.0, 1: 2.0, 2: 1.6}, tables=200, repeats=3, drift=0.1, noise=0.015, seed=4))
+
+
+def told_apart(cells):
+    return (cells["change_low"] > 0) | (cells["change_high"] < 0)
+
+
+def test_equals_are_told_apart_no_more_often_than_the_nominal_share(simulated):
+    false = told_apart(simulated[simulated["num_workers"] == 1])
+    assert len(false) == 200
+    assert stats.binomtest(int(false.sum()), 200, 0.05, "greater").pvalue > 0.05
+
+
+def test_a_fifth_is_found_in_nearly_every_table(simulated):
+    found = simulated[simulated["num_workers"] == 2]
+    assert told_apart(found).mean() > 0.95
+    assert found["change"].mean() == pytest.approx(-0.2, abs=0.005)
+    assert ((found["change_low"] < -0.2) & (found["change_high"] > -0.2)).mean() == pytest.approx(0.95, abs=0.04)
 
 
 def test_a_block_that_varies_neither_has_no_table(tracking, plant):

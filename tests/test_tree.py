@@ -45,6 +45,20 @@ def test_no_process_and_no_name_is_left_whichever_link_is_killed(template, tmp_p
     assert wait_until(lambda: shm_usage().used_bytes <= used)
 
 
+def test_what_lay_in_shm_before_stays_whoever_opens_it(template, tmp_path) -> None:
+    folder, file = Path("/dev/shm/a-strangers-folder"), Path("/dev/shm/a-strangers-file")
+    folder.mkdir()
+    file.write_text("precious")
+    try:
+        *_, ending = template.run(Task("accident", {"accident": "open_strangers"}, private=False), tmp_path / "log")
+        assert ending["status"] == 7
+        assert file.read_text() == "precious"
+        assert folder.is_dir()
+    finally:
+        file.unlink(missing_ok=True)
+        folder.rmdir()
+
+
 def test_a_process_that_left_its_session_and_lost_its_parent_ends_with_the_tree(template, tmp_path) -> None:
     records = list(template.run(Task("accident", {"accident": "daemon"}, private=False), tmp_path / "log"))
     pid = int(Path(tmp_path / "log").read_text())

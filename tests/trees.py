@@ -20,15 +20,13 @@ def can_isolate() -> bool:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True).returncode == 0
 
 
-def finish(
-    template: Template, task: Task, folder: Path, timeout_s: float | None = None, sure_to_fit: bool = False
-) -> tuple[list[dict], Outcome]:
+def finish(template: Template, task: Task, folder: Path, timeout_s: float | None = None) -> tuple[list[dict], Outcome]:
     """Runs a task to its end: all its records, and how it ended as a trial's end is read."""
     log = folder / "stderr.log"
     *records, ending = template.run(task, log, timeout_s)
     error = next((record for record in records if record["kind"] == "error"), None)
     finished = any(record["kind"] == "end" for record in records)
-    return [*records, ending], classify(error, ending, finished, log.read_text(errors="replace"), sure_to_fit)
+    return [*records, ending], classify(error, ending, finished, log.read_text(errors="replace"), task.sure_to_fit)
 
 
 def descendants(of: int) -> list[psutil.Process]:

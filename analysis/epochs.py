@@ -1,0 +1,135 @@
+"""Table 2: where an epoch goes, by number of loader workers.
+
+The one idea is two axes beside each other. On the host's, start, fill, wait, step and other are all of an epoch, in seconds; on the
+accelerator's, it is busy or it pauses. Whether the batch was ready when the loop asked, and the cores that were at work, say why. Size of
+/dev/shm changes whether a trial runs and not how its time is spent, so a worker count has one row, from the largest size that it has
+times for. `epoch_parts` gives the figures, `tables` the page.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.page import decimals, disturbance_lines, grid, heading, spread
+from analysis.runs import Comparable
+from analysis.tradeoff import SHM, WORKERS, groups, timed
+from sweeps.tracking import written
+
+SPANS = ("start_s", "fill_s", "wait_s", "step_s", "other_s")
+MEDIANS = (*SPANS, "epoch_s", "clips_per_s", "busy_fraction", "stall_steps", "max_gap_s", "occupancy", "shm_peak_bytes", "read_bytes")
+HOST = ("start", "fill", "wait", "step", "other", "epoch", "clips\n/s")
+ACCELERATOR = ("busy\n%", "stalls", "gap\ns", "ready\n%", "cores", "peak\nMiB", "read\nMiB")
+CAPTION = """\
+Medians over trials. The host's seconds: start makes workers, fill awaits the first batch, wait the
+later ones. The accelerator's: busy, of the epoch; stalls, steps it idled over 1 ms for; gap, its
+longest pause. Ready: batches there when asked for. Cores: CPU seconds a second, workers' and all.
+Peak: of /dev/shm. Read: from storage; 0.0 came from the page cache."""
+
+
+def epoch_parts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Table 2 as a tidy frame, a row a worker count, from the frame of `runs.sweep_runs`.
+
+    Columns: block, varied, surroundings (str; the table the row belongs to), num_workers (int), shm_size (str, '64M' or 'node'), n, older
+    (int: trials with these figures, and timed trials that were recorded before there were such figures), cores (float: CPU
+    seconds of training and workers over epoch_s), and the median over n trials of each name in MEDIANS, in its unit there (float, NaN
+    where not measured: occupancy has no meaning at 0 workers). Blocks without a table 1 are left out.
+    """
+    return pd.DataFrame([row for group in groups(frame) for row in _rows(group)])
+
+
+def tables(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
+    """Table 2 as text, one beside each table 1 whose trials have these figures."""
+    return [_table(group, rows, markdown) for group in groups(frame) if not (rows := pd.DataFrame(_rows(group))).empty]
+
+
+def _rows(group: Comparable) -> Iterator[dict[str, Any]]:
+    with_time = timed(group.trials)
+    told = with_time[with_time[list(SPANS)].notna().all(axis=1)]
+    for workers, alike in told.groupby(WORKERS):
+        size = None if alike[SHM].isna().any() else int(alike[SHM].max())  # the node's own counts as the largest
+        trials = alike[alike[SHM].isna() if size is None else alike[SHM] == size]
+        yield {
+            "block": group.block,
+            "varied": group.varied,
+            "surroundings": group.surroundings,
+            "num_workers": int(workers),
+            "shm_size": written(SHM, size),
+            "n": len(trials),
+            "older": int((with_time[WORKERS] == workers).sum()) - len(alike),
+            "cores": _cores(trials).median(),
+            **{name: trials[name].median() for name in MEDIANS},
+        }
+
+
+def _cores(trials: pd.DataFrame) -> pd.Series:
+    """Cores at work on average. Without workers there is no CPU time of theirs; with workers, a missing one is not zero."""
+    of_workers = trials["worker_cpu_s"].mask(trials[WORKERS] == 0, 0.0)
+    return (trials["main_cpu_s"] + of_workers) / trials["epoch_s"]
+
+
+def _table(group: Comparable, rows: pd.DataFrame, markdown: bool) -> str:
+    size = f" at shm {_usual(rows)}" if group.trials[SHM].nunique(dropna=False) > 1 else ""
+    title = heading(f"Where an epoch goes{size}", rows.iloc[0], markdown)
+    digits = decimals(rows["epoch_s"].min())
+    axes = {"host": (HOST, _host), "accelerator": (ACCELERATOR, _accelerator)}
+
+    def draw(names: Sequence[str]) -> str:
+        headers = ["workers", *(header for name in names for header in axes[name][0])]
+        texts = [[str(row.num_workers), *(text for name in names for text in axes[name][1](row, digits))] for row in rows.itertuples()]
+        return grid(headers, texts, ["right"] * len(headers), markdown)
+
+    caption = CAPTION.replace("\n", " ") if markdown else CAPTION
+    notes = [caption, *_sizes(rows), *_shipped(group), *_sums(rows, digits), *_older(rows), *disturbance_lines(group.trials, markdown)]
+    return "\n".join([title, *spread(list(axes), draw, markdown), *notes])
+
+
+def _host(row: Any, digits: int) -> list[str]:
+    return [*(_figure(getattr(row, name), digits) for name in (*SPANS, "epoch_s")), _figure(row.clips_per_s, 0)]
+
+
+def _accelerator(row: Any, digits: int) -> list[str]:
+    mib = [value / 2**20 for value in (row.shm_peak_bytes, row.read_bytes)]
+    return [
+        _figure(100 * row.busy_fraction, 0),
+        "-" if pd.isna(row.stall_steps) else f"{row.stall_steps:g}",
+        _figure(row.max_gap_s, max(2, digits)),
+        _figure(100 * row.occupancy, 0),
+        _figure(row.cores, 2),
+        *(_figure(value, 0 if value >= 1000 else 1) for value in mib),
+    ]
+
+
+def _figure(value: float, digits: int) -> str:
+    return "-" if pd.isna(value) else f"{value:,.{digits}f}"
+
+
+def _usual(rows: pd.DataFrame) -> str:
+    return str(rows["shm_size"].mode()[0])
+
+
+def _sizes(rows: pd.DataFrame) -> list[str]:
+    """Rows that are from another /dev/shm than the table's title says."""
+    return [f"{row.num_workers} workers: at shm {row.shm_size}." for row in rows.itertuples() if row.shm_size != _usual(rows)]
+
+
+def _shipped(group: Comparable) -> list[str]:
+    """What decides how much /dev/shm is needed: the bytes of a clip in this form."""
+    trials = group.trials
+    if "loader.batch_size" not in trials or trials["batch_bytes"].isna().all():
+        return []
+    clips, size = int(trials["loader.batch_size"].iloc[0]), float(trials["batch_bytes"].max())
+    return [f"A batch of {clips} clips is {size / 2**20:,.1f} MiB, {size / clips / 2**10:,.1f} KiB a clip."]
+
+
+def _sums(rows: pd.DataFrame, digits: int) -> list[str]:
+    """Spans add up to the epoch in every epoch; their medians need not, which is said where it shows."""
+    spans = rows[list(SPANS)].round(digits).sum(axis=1)
+    rounding = (len(SPANS) + 1) / 2 * 10**-digits
+    shows = ((spans - rows["epoch_s"].round(digits)).abs() > rounding * 1.001).any()
+    return ["Each median is taken by itself, so the spans need not add up to the epoch."] if shows else []
+
+
+def _older(rows: pd.DataFrame) -> list[str]:
+    older = int(rows["older"].sum())
+    return [f"Not in it: {older} trials that ran before these figures were recorded."] if older else []

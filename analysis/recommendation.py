@@ -1,0 +1,116 @@
+"""The recommendation: the fewest loader workers, then the least /dev/shm, whose time can't be told from the fastest's.
+
+The one idea is that a cell has to earn its workers. The fastest cell of table 1 is where the comparison starts; of all that the paired
+interval over repeats can't tell from it, the one that asks least of the machine is recommended. A cell counts only when every one of its
+trials completed: one that overflowed once will do so again. `advise` decides, `sentences` says it.
+"""
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pandas as pd
+
+from analysis.page import WIDTH, decimals
+from analysis.runs import Comparable
+from analysis.statistics import FEWEST_PAIRS, Interval, paired_change
+from analysis.tradeoff import SHM, WORKERS, epoch_seconds, groups
+from sweeps.tracking import written
+
+
+class Cell(NamedTuple):
+    """A point of table 1 whose trials all completed."""
+
+    workers: int
+    shm_bytes: float  # infinite for the node's own
+    times: pd.Series  # epoch seconds by repeat
+    foreseen_bytes: float  # the most its loader can take of /dev/shm where that is more than there is; otherwise NaN
+
+    @property
+    def asks(self) -> tuple[int, float]:
+        """What it takes of the machine, to be compared with another's."""
+        return self.workers, self.shm_bytes
+
+    @property
+    def median_s(self) -> float:
+        return float(self.times.median())
+
+
+class Advice(NamedTuple):
+    """What follows from a group of comparable trials. `cell` is None where there is not enough data; `fastest` where no cell counts."""
+
+    cell: Cell | None
+    fastest: Cell | None
+    change: Interval | None  # of the cell's time against the fastest's; None where it is the fastest
+    runner_up: Cell | None  # where the cell is the fastest: the best of those that ask less
+    runner_up_change: Interval | None  # of its time against the fastest's
+
+
+def advise(group: Comparable) -> Advice:
+    """What to choose of a table 1 group."""
+    cells = list(_cells(group.trials))
+    if not cells:
+        return Advice(None, None, None, None, None)
+    fastest = min(cells, key=lambda cell: (cell.median_s, *cell.asks))
+    if len(fastest.times) < FEWEST_PAIRS:
+        return Advice(None, fastest, None, None, None)
+    changes = [(cell, change) for cell in cells if cell.asks < fastest.asks and (change := paired_change(cell.times, fastest.times))]
+    equals = [(cell, change) for cell, change in changes if change.low <= 0]  # not told to be slower
+    if equals:
+        cell, change = min(equals, key=lambda pair: pair[0].asks)
+        return Advice(cell, fastest, change, None, None)
+    runner_up, over = min(changes, key=lambda pair: pair[0].median_s, default=(None, None))
+    return Advice(fastest, fastest, None, runner_up, over)
+
+
+def sentences(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
+    """A recommendation in words for each group of trials that varies the number of workers, from the frame of `runs.sweep_runs`."""
+    found = [group for group in groups(frame) if group.trials[WORKERS].nunique() > 1]
+    named = Counter((group.block, group.varied) for group in found)
+    texts = [_sentence(group, several=named[group.block, group.varied] > 1) for group in found]
+    return texts if markdown else [textwrap.fill(text, WIDTH) for text in texts]
+
+
+def _cells(trials: pd.DataFrame) -> Iterator[Cell]:
+    for (size, workers), alike in trials.groupby([SHM, WORKERS], dropna=False):
+        if (alike["outcome"] == "completed").all() and alike["epoch_s"].notna().all():
+            unsure = alike.loc[alike["forecast_fit"] == "depends", "forecast_shm_bound_bytes"].max()
+            yield Cell(int(workers), float("inf") if pd.isna(size) else float(size), epoch_seconds(alike), unsure)
+
+
+def _sentence(group: Comparable, several: bool) -> str:
+    advice, several_sizes = advise(group), group.trials[SHM].nunique(dropna=False) > 1
+    where = ", ".join([f"block {group.block}", *filter(None, [group.varied, group.surroundings if several else ""])])
+
+    def named(cell: Cell) -> str:
+        workers = f"{cell.workers} worker{'' if cell.workers == 1 else 's'}"
+        return f"{workers} with shm {_size(cell)}" if several_sizes else workers
+
+    if advice.fastest is None:
+        return f"No recommendation for {where}: there is no cell whose trials all completed."
+    if advice.cell is None:
+        repeats = len(advice.fastest.times)
+        found = f"The fastest cell, {named(advice.fastest)}, has {repeats} repeat{'' if repeats == 1 else 's'}"
+        return f"No recommendation for {where}: not enough data. {found}; an interval needs {FEWEST_PAIRS}."
+    digits = decimals(advice.fastest.median_s)
+    said = f"Recommended for {where}: {named(advice.cell)}, {advice.cell.median_s:.{digits}f} s an epoch"
+    if advice.change:
+        said += f", not told apart from the fastest, {named(advice.fastest)}, {advice.fastest.median_s:.{digits}f} s:"
+        said += f" {_percent(advice.change)}."
+    elif advice.runner_up and advice.runner_up_change:
+        said += f", the fastest. Of those that ask for less the next, {named(advice.runner_up)}, takes"
+        said += f" {advice.runner_up.median_s:.{digits}f} s: {_percent(advice.runner_up_change)}."
+    else:
+        said += ", the fastest."
+    if pd.notna(advice.cell.foreseen_bytes):
+        said += f" It may overflow when rates change: its loader can take {advice.cell.foreseen_bytes / 2**20:,.1f} MiB of /dev/shm."
+    return said
+
+
+def _size(cell: Cell) -> str:
+    return written(SHM, None if cell.shm_bytes == float("inf") else int(cell.shm_bytes))
+
+
+def _percent(change: Interval) -> str:
+    return f"{change.value:+.0%} ({change.low:+.0%} to {change.high:+.0%})"

@@ -1,0 +1,185 @@
+"""make bench-repeatability: can the table be believed?
+
+The workers block of the default sweep.yaml runs twice, from nothing, each time into a tracker of its own: do both tables hold the same
+medians, and the same recommendation? Then one point runs under two names. loader.pin_memory has no effect without a GPU, so its false
+and its true are the same trial (an A/A test), shuffled among each other; a difference that is told apart there is a false one. The same
+pairs, drawn three at a time with their two names swapped at random, make 200 tables more: about one in twenty may be told apart. Last
+line: the figures as one JSON object. 100 trials, a quarter of an hour on two cores; --set and --repeats make it smaller for a look.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from tabulate import tabulate
+
+from analysis.recommendation import Advice, advise, sentences
+from analysis.runs import sweep_runs
+from analysis.statistics import FEWEST_PAIRS, Interval, mean_interval, paired_change
+from analysis.tradeoff import WORKERS, epoch_seconds, epoch_times, groups
+from speech.cpu import cpu_model
+from sweeps.yaml_source import read
+
+ROOT = Path(__file__).parent.parent.parent
+BLOCK = "workers"
+APART = 0.05  # of the first median: cells that differ by more are flagged
+NAMES, REPEATS, COUNTS = (False, True), 10, (0, 2)  # of the one point: its two names, complete passes over them, its worker counts
+TABLES = 200  # drawn from its trials
+
+
+class Launched(NamedTuple):
+    """A sweep that has run."""
+
+    trials: pd.DataFrame  # as analysis.runs.sweep_runs gives them
+    took_s: float
+
+    @property
+    def disturbed(self) -> int:
+        return int((self.trials["disturbances"] > 0).sum())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Runs the default sweep twice and one point under two names.")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as launch.py's, for all three sweeps")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="of the point with two names (default: %(default)s)")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        twice = [launch(Path(scratch, name), given.set) for name in ("first", "second")]
+        same = launch(Path(scratch, "same"), given.set + one_point(given.repeats))
+    cells = compare(*(each.trials for each in twice))
+    advised = [sentence for each in twice for sentence in sentences(each.trials)]
+    alike = choices(twice[0].trials) == choices(twice[1].trials)
+    rows = [row for workers in COUNTS if (row := name_against_name(same.trials, workers))]
+    false = false_share([log_ratios(same.trials, workers) for workers in COUNTS])
+    machine = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel": platform.release(), "date": f"{datetime.date.today()}"}
+    versions = {name: version(name) for name in ("ray", "torch", "mlflow")}
+
+    print("\n\nThe default sweep's workers block, twice\n")
+    print(tabulate(cells, headers="keys", floatfmt=".3f", missingval="-"))
+    flagged = sum(bool(cell["flag"]) for cell in cells)
+    print(f"\n{flagged} of {len(cells)} cells flagged.\n\n" + "\n\n".join(advised))
+    print(f"\nThe recommendation is {'the same' if alike else 'NOT the same'}.")
+    print("\nOne point under two names: pin_memory true against false\n")
+    print(tabulate(rows, headers="keys", floatfmt="+.4f", missingval="-"))
+    print(f"\nOf {TABLES} tables drawn from these pairs, {FEWEST_PAIRS} repeats each, {false:.1%} hold a false difference (nominal: 5 %).")
+    print(f"{[each.disturbed for each in (*twice, same)]} trials disturbed, {[round(each.took_s) for each in (*twice, same)]} s")
+    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}")
+    figures = {
+        "cells": cells,
+        "recommendations": advised,
+        "same_recommendation": alike,
+        "one_point_two_names": rows,
+        "false_share": false,
+        "tables": TABLES,
+        "disturbed": [each.disturbed for each in (*twice, same)],
+        "took_s": [each.took_s for each in (*twice, same)],
+    }
+    print(json.dumps({"benchmark": "repeatability", "figures": figures, "set": given.set, "machine": machine, "versions": versions}))
+    return 0
+
+
+def launch(folder: Path, overrides: Sequence[str]) -> Launched:
+    """Runs the block in `folder`, with a tracker there."""
+    folder.mkdir()
+    tree = read(ROOT / "sweep.yaml").tree
+    tree["blocks"] = {BLOCK: tree["blocks"][BLOCK]}
+    (folder / "sweep.yaml").write_text(json.dumps(tree))  # JSON is YAML
+    flags = [flag for override in [*overrides, "tracking.uri=sqlite:///mlflow.db"] for flag in ("--set", override)]
+    print(f"\n{folder.name}:", flush=True)
+    began = time.perf_counter()
+    status = subprocess.run([sys.executable, ROOT / "launch.py", "sweep.yaml", *flags], cwd=folder, check=False).returncode
+    if status:
+        sys.exit(f"launch.py ended with status {status}")
+    name = next((override.partition("=")[2] for override in overrides if override.startswith("name=")), tree["name"])
+    return Launched(sweep_runs(name, f"sqlite:///{folder}/mlflow.db"), time.perf_counter() - began)
+
+
+def one_point(repeats: int) -> list[str]:
+    """Overrides that make of the block one point for each worker count, under two names."""
+    loader = f"blocks.{BLOCK}.parameters.loader"
+    return [
+        "name=one-point-two-names",
+        f"blocks.{BLOCK}.repeats={repeats}",
+        f"{loader}.num_workers={{values: {list(COUNTS)}}}",
+        f"{loader}.shm_size=1G",
+        f"{loader}.pin_memory={{values: [false, true]}}",
+    ]
+
+
+def compare(first: pd.DataFrame, second: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row a cell of table 1: its median in both sweeps, and how they ended where not all have a time."""
+    keys = ["num_workers", "shm_size"]
+    rows = []
+    for cell in epoch_times(first).merge(epoch_times(second), how="outer", on=keys, suffixes=("_1", "_2"), sort=False).itertuples():
+        ratio = cell.median_s_2 / cell.median_s_1
+        flag = "only one has a time" if pd.isna(cell.median_s_1) != pd.isna(cell.median_s_2) else ""
+        rows.append(
+            {
+                "workers": cell.num_workers,
+                "shm": cell.shm_size,
+                "first s": None if pd.isna(cell.median_s_1) else cell.median_s_1,
+                "second s": None if pd.isna(cell.median_s_2) else cell.median_s_2,
+                "ratio": None if pd.isna(ratio) else ratio,
+                "n": f"{cell.n_1}, {cell.n_2}",
+                "first, else": cell.outcomes_1,
+                "second, else": cell.outcomes_2,
+                "flag": "more than 5 % apart" if abs(ratio - 1) > APART else flag,
+            }
+        )
+    return rows
+
+
+def choices(trials: pd.DataFrame) -> list[tuple[int, float] | None]:
+    """What is recommended, group by group: workers and bytes of /dev/shm."""
+    advice: list[Advice] = [advise(group) for group in groups(trials)]
+    return [each.cell.asks if each.cell else None for each in advice]
+
+
+def times_by_name(trials: pd.DataFrame, workers: int) -> list[pd.Series]:
+    """Epoch seconds by repeat under each of the names."""
+    return [epoch_seconds(trials[(trials[WORKERS] == workers) & (trials["loader.pin_memory"] == name)]) for name in NAMES]
+
+
+def name_against_name(trials: pd.DataFrame, workers: int) -> dict[str, Any]:
+    """The paired change from the first name to the second. It is known to be none."""
+    one, other = times_by_name(trials, workers)
+    change: Interval | None = paired_change(other, one)
+    row: dict[str, Any] = {"workers": workers, "false s": one.median(), "true s": other.median(), "pairs": len(log_ratios(trials, workers))}
+    if change is None:
+        return row | {"change": None, "low": None, "high": None, "said": "not enough data"}
+    said = "TOLD APART" if change.tells_apart else "not told apart"
+    return row | {"change": change.value, "low": change.low, "high": change.high, "said": said}
+
+
+def log_ratios(trials: pd.DataFrame, workers: int) -> np.ndarray:
+    """(pairs,) log of the second name's time over the first's, a value a repeat."""
+    one, other = times_by_name(trials, workers)
+    return (np.log(other) - np.log(one)).dropna().to_numpy()
+
+
+def false_share(pairs: Sequence[np.ndarray]) -> float:
+    """Share of comparisons told apart, one a worker count in each of TABLES tables, of FEWEST_PAIRS pairs with names swapped at random."""
+    rng = np.random.default_rng(0)
+    told = [
+        interval.tells_apart
+        for _ in range(TABLES)
+        for ratios in pairs
+        if (interval := mean_interval(rng.permutation(ratios)[:FEWEST_PAIRS] * rng.choice([-1, 1], min(FEWEST_PAIRS, len(ratios)))))
+    ]
+    return float(np.mean(told)) if told else float("nan")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""The forms in which clips travel, held against each other, and reads that take time."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from speech import corpora
+from speech.augment import lay_masks
+from speech.clips import picture_of
+from speech.config import Pinned, Trial
+from speech.fetches import FetchLog
+from speech.learner import make_learner
+from speech.loading import make_loader, prepare_forms
+
+ON_WAVEFORM = {"shift_ms": 50.0, "speed": 0.1, "noise": 0.5}
+MASKS = {"freq_mask": 4, "time_mask": 4}
+
+
+def batches_of(config, split: str = "training") -> list[list[torch.Tensor]]:
+    corpus = corpora.prepare(config.corpus)
+    prepare_forms(config, corpus, lambda line: None)
+    loader, order = make_loader(config, corpus, split, 1)
+    found = []
+    for order.epoch in range(2):
+        found += [list(batch) for batch in loader]
+    return found
+
+
+def pictures_of(config, split: str = "training") -> list[torch.Tensor]:
+    """What the network is given, wherever the pictures are made."""
+    if config.loader.form != "device":
+        return [pictures for pictures, _ in batches_of(config, split)]
+    make = picture_of(config, corpora.prepare(config.corpus))
+    made = [(make(waveforms), masks) for waveforms, _, *masks in batches_of(config, split)]
+    return [lay_masks(pictures, *masks) if masks else pictures for pictures, masks in made]
+
+
+@pytest.mark.parametrize("features", [{}, {"kinds": ["spectrogram", "log_mel", "mfcc"], "n_mels": 24}])
+@pytest.mark.parametrize("augment", [{}, MASKS])
+@pytest.mark.parametrize("form", ["packed", "device"])
+def test_the_network_is_given_the_same_in_every_form_of_sound(tone_trial, form: str, augment: dict, features: dict) -> None:
+    for split in ("training", "validation"):
+        wav, other = (
+            pictures_of(tone_trial(loader={"form": each}, augment=augment, features=features), split) for each in ("wav", form)
+        )
+        assert len(wav) == len(other) == 2 * (3 if split == "training" else 2)
+        for a, b in zip(wav, other, strict=True):
+            torch.testing.assert_close(b, a, atol=1e-4, rtol=0)
+    assert not augment or (pictures_of(tone_trial(loader={"form": form}, augment=augment))[0] == 0).any()
+
+
+def test_changes_of_the_waveform_are_the_same_up_to_the_rounding_of_16_bits(tone_trial) -> None:
+    """The planted tones carry no noise, so rounding is all there is in their quiet bands; loud ones agree."""
+    wav = [batch[0] for batch in batches_of(tone_trial(augment=ON_WAVEFORM))]
+    packed = [batch[0] for batch in batches_of(tone_trial(augment=ON_WAVEFORM, loader={"form": "packed"}))]
+    for a, b in zip(wav, packed, strict=True):
+        torch.testing.assert_close(b, a, atol=1e-4, rtol=0)
+    shipped = batches_of(tone_trial(augment=ON_WAVEFORM, loader={"form": "device"}))
+    plain = batches_of(tone_trial(loader={"form": "device"}))
+    assert shipped[0][0].dtype == torch.int16
+    assert not torch.equal(shipped[0][0], plain[0][0])
+
+
+@pytest.mark.parametrize("form", ["packed", "device"])
+@pytest.mark.parametrize("keys", [{"num_workers": 2}, {"num_workers": 8}, {"num_workers": 1, "start_method": "spawn"}])
+def test_batches_are_bit_for_bit_the_same_however_they_are_loaded(tone_trial, form: str, keys: dict) -> None:
+    alone = batches_of(tone_trial(augment=ON_WAVEFORM | MASKS, loader={"form": form}))
+    shared = batches_of(tone_trial(augment=ON_WAVEFORM | MASKS, loader={"form": form} | keys))
+    assert all(torch.equal(a, b) for one, other in zip(alone, shared, strict=True) for a, b in zip(one, other, strict=True))
+
+
+def test_the_device_form_ships_the_samples_of_the_file(tone_trial) -> None:
+    config = tone_trial(loader={"form": "device"})
+    corpus = corpora.prepare(config.corpus)
+    (waveforms, labels), *_ = batches_of(config, "validation")
+    for waveform, label, clip in zip(waveforms, labels, corpus.split("validation"), strict=False):
+        assert np.array_equal(waveform.numpy(), np.rint(corpus.read(clip, 16_000) * 32_768))
+        assert label == clip.label
+
+
+def test_a_learner_makes_the_pictures_of_the_device_form(tone_trial, tmp_path) -> None:
+    scores = []
+    for form in ("wav", "device"):
+        config = tone_trial(loader={"form": form})
+        corpus = corpora.prepare(config.corpus)
+        torch.manual_seed(0)
+        learner = make_learner(Trial(config=config, seed=1, pinned=Pinned(), folder=str(tmp_path)), corpus, "cpu")
+        scores.append(learner.predict(make_loader(config, corpus, "validation", 1)[0])[0])
+    torch.testing.assert_close(scores[0], scores[1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["wav", "png", "packed", "device"])
+def test_every_read_waits_as_long_as_it_is_told(tone_trial, tmp_path, form: str) -> None:
+    config = tone_trial(loader={"form": form}, corpus={"read_latency_s": 0.05})
+    corpus = corpora.prepare(config.corpus)
+    prepare_forms(config, corpus, print)
+    log, began = FetchLog(tmp_path / "log"), time.perf_counter()
+    for _ in make_loader(config, corpus, "training", 1, log=log)[0]:
+        pass
+    fetches = log.take(began)
+    took = [end - begin for begin, end in zip(fetches["begin_s"], fetches["end_s"], strict=True)]
+    assert all(4 * 0.05 <= seconds < 4 * 0.05 + 0.3 for seconds in took)
+    assert all(seconds < 0.3 for seconds in fetches["cpu_s"]), "a wait is not work"
+
+
+@pytest.mark.parametrize("form", ["wav", "png", "packed"])
+def test_the_files_of_a_split_are_what_its_epoch_reads(tone_trial, form: str) -> None:
+    config = tone_trial(loader={"form": form})
+    corpus = corpora.prepare(config.corpus)
+    prepare_forms(config, corpus, print)
+    files = make_loader(config, corpus, "training", 1)[0].dataset.files()
+    assert all(file.is_file() for file in files)
+    assert len(set(files)) == len(files) == (1 if form == "packed" else 12)

@@ -1,0 +1,118 @@
+"""What is recommended, against planted times whose answer is plain."""
+
+import pytest
+from scipy import stats
+
+from analysis.recommendation import advise, sentences
+from analysis.runs import sweep_runs
+from analysis.tradeoff import groups
+from tests.conftest import trial_key
+from tests.simulated import simulated_sweep
+
+MB = 1 << 20
+FAST = [1.00, 1.02, 0.99]
+
+
+def plant_sweep(tracking, plant, cells, tags=None):
+    """cells: (num_workers, shm_size) -> epoch seconds by repeat, None: it overflowed."""
+    trials = [
+        ({"loader.num_workers": workers, "loader.shm_size": size}, repeat, time)
+        for (workers, size), times in cells.items()
+        for repeat, time in enumerate(times, 1)
+    ]
+    parent = tracking.start_sweep("first-look", "", [{"key": trial_key("workers", swept, repeat)} for swept, repeat, _ in trials], "")
+    for swept, repeat, time in trials:
+        figures = {} if time is None else {"epoch_s": time}
+        plant(parent, swept, repeat, "completed" if figures else "shm_exhausted", tags=tags, forecast_shm_bound_bytes=100 * MB, **figures)
+    return sweep_runs("first-look", tracking.uri)
+
+
+def times(by, of=FAST):
+    return [by * time for time in of]
+
+
+def test_the_fewest_workers_that_can_not_be_told_from_the_fastest(tracking, plant):
+    cells = {(0, None): times(3), (2, None): [1.04, 1.01, 1.02], (4, None): FAST, (8, None): [1.02, 0.99, 1.01]}
+    frame = plant_sweep(tracking, plant, cells)
+    (group,) = groups(frame)
+    advice = advise(group)
+    assert (advice.cell.workers, advice.cell.median_s, advice.fastest.workers, advice.fastest.median_s) == (2, 1.02, 4, 1.0)
+    # logs of the ratios 1.04, 0.990196, 1.030303: mean 0.019741, sd 0.026053; t(0.975, 2) = 4.302653, over the root of 3: +- 0.064718
+    assert advice.change == pytest.approx((0.019937, -0.043981, 0.088128), abs=1e-5)
+    assert sentences(frame) == [
+        "Recommended for block workers: 2 workers, 1.02 s an epoch, not told apart from the fastest, 4\nworkers, 1.00 s: +2% (-4% to +9%)."
+    ]
+
+
+def test_the_fastest_where_all_that_ask_for_less_are_slower(tracking, plant):
+    frame = plant_sweep(tracking, plant, {(0, None): times(3), (1, None): times(1.5), (2, None): FAST, (4, None): FAST})
+    assert sentences(frame, markdown=True) == [
+        "Recommended for block workers: 2 workers, 1.00 s an epoch, the fastest. Of those that ask for less the next, 1 worker, "
+        "takes 1.50 s: +50% (+50% to +50%)."
+    ]
+
+
+def test_none_asks_for_less_than_no_workers(tracking, plant):
+    frame = plant_sweep(tracking, plant, {(0, None): FAST, (2, None): times(2)})
+    assert sentences(frame) == ["Recommended for block workers: 0 workers, 1.00 s an epoch, the fastest."]
+
+
+def test_least_shm_decides_between_equal_counts_and_the_node_s_own_counts_as_most(tracking, plant):
+    frame = plant_sweep(tracking, plant, {(2, None): FAST, (2, 64 * MB): [1.01] * 3, (2, 1024 * MB): [1.01] * 3, (4, 64 * MB): FAST})
+    (group,) = groups(frame)
+    assert advise(group).cell.asks == (2, 64 * MB)
+    assert advise(group).fastest.asks == (2, float("inf"))
+
+
+def test_a_cell_that_overflowed_once_is_neither_recommended_nor_the_fastest(tracking, plant):
+    cells = {(1, 64 * MB): times(2), (2, 64 * MB): [0.9, None, 0.9], (2, 1024 * MB): FAST, (8, 64 * MB): [None] * 3}
+    (text,) = sentences(plant_sweep(tracking, plant, cells), markdown=True)
+    assert text == (
+        "Recommended for block workers: 2 workers with shm 1G, 1.00 s an epoch, the fastest. "
+        "Of those that ask for less the next, 1 worker with shm 64M, takes 2.00 s: +100% (+100% to +100%)."
+    )
+
+
+def test_one_that_fitted_by_its_rates_is_said_to(tracking, plant):
+    frame = plant_sweep(tracking, plant, {(0, 64 * MB): times(2), (2, 64 * MB): FAST}, tags={"forecast_fit": "depends"})
+    assert sentences(frame, markdown=True)[0].endswith(" It may overflow when rates change: its loader can take 100.0 MiB of /dev/shm.")
+
+
+def test_two_repeats_are_not_enough_data(tracking, plant):
+    frame = plant_sweep(tracking, plant, {(0, None): times(2), (2, None): FAST[:2]})
+    assert sentences(frame, markdown=True) == [
+        "No recommendation for block workers: not enough data. The fastest cell, 2 workers, has 2 repeats; an interval needs 3."
+    ]
+
+
+def test_a_cell_with_fewer_pairs_is_not_compared(tracking, plant):
+    (group,) = groups(plant_sweep(tracking, plant, {(0, None): FAST[:2], (2, None): times(0.99)}))
+    assert advise(group).cell.workers == 2
+
+
+def test_nothing_that_completed_is_nothing_to_recommend(tracking, plant):
+    frame = plant_sweep(tracking, plant, {(2, 64 * MB): [None, 1.0], (4, 64 * MB): [None, None]})
+    assert sentences(frame) == ["No recommendation for block workers: there is no cell whose trials all completed."]
+
+
+def test_a_block_with_one_count_has_no_recommendation(tracking, plant):
+    assert sentences(plant_sweep(tracking, plant, {(2, 64 * MB): FAST, (2, 128 * MB): FAST})) == []
+
+
+def test_hardware_is_named_only_where_it_differs(tracking, plant):
+    trials = [({"loader.num_workers": workers}, repeat, cores) for workers in (0, 2) for repeat in (1, 2, 3) for cores in (2, 4)]
+    parent = tracking.start_sweep("first-look", "", [{"key": str(trial)} for trial in trials], "")
+    for trial in trials:
+        plant(parent, *trial[:2], key=str(trial), tags={"cores": trial[2]}, epoch_s=2.0 - trial[0]["loader.num_workers"] / 2)
+    texts = sentences(sweep_runs("first-look", tracking.uri), markdown=True)
+    assert [text.split(": ")[0] for text in texts] == [
+        f"Recommended for block workers, Planted CPU · {cores} cores · 2 threads · float32" for cores in (2, 4)
+    ]
+
+
+def test_equals_share_the_recommendation_of_the_smaller_and_the_slower_are_never_it():
+    frame = simulated_sweep({1: 2.0, 2: 1.6, 4: 1.6}, tables=200, repeats=3, drift=0.1, noise=0.015, seed=6)
+    chosen = [advise(group).cell.workers for group in groups(frame)]
+    more = chosen.count(4)  # 4 workers, by chance: half of the tables have them as the fastest, and one in twenty tells equals apart
+    assert stats.binomtest(more, 200, 0.05, "greater").pvalue > 0.05
+    assert chosen.count(1) <= 200 * 0.05

@@ -1,0 +1,48 @@
+"""The page of a sweep: which tables stand on it, and in which order."""
+
+import pytest
+
+from analysis.tables import render
+from tests.conftest import trial_key
+from tests.test_epochs import NONE, TWO
+
+
+@pytest.fixture
+def page(tracking, plant):
+    """A page of three blocks: workers with all figures, sizes with old ones, and cycles."""
+    points = [("workers", {"loader.num_workers": workers, "loader.shm_size": None}, figures) for workers, figures in ((0, NONE), (2, TWO))]
+    points += [("sizes", {"loader.num_workers": 2, "loader.shm_size": size << 20}, {"epoch_s": 1.0}) for size in (64, 128)]
+    points += [
+        ("cycles", {"sgdr.cycle_epochs": epochs}, dict.fromkeys(("accuracy", "best_snapshot_accuracy", "ensemble_accuracy"), 0.5))
+        for epochs in (4, 8)
+    ]
+    keys = [{"key": trial_key(block, swept, repeat)} for block, swept, _ in points for repeat in (1, 2, 3)]
+    parent = tracking.start_sweep("first-look", "", keys, "")
+    for block, swept, figures in points:
+        for repeat in (1, 2, 3):
+            plant(parent, swept, repeat, block=block, **figures)
+    return lambda **how: render("first-look", tracking.uri, **how)
+
+
+TITLES = (
+    "Epoch seconds by num_workers and shm_size, block workers",
+    "Where an epoch goes, block workers",
+    "Recommended for block workers: 2 workers",
+    "Epoch seconds by num_workers and shm_size, block sizes",
+    "/dev/shm: foreseen and measured, block sizes",
+    "Validation accuracy by SGDR cycle length, block cycles",
+    "These tables again:",
+)
+
+
+@pytest.mark.parametrize("markdown", [False, True])
+def test_tables_stand_block_by_block_each_once(page, markdown):
+    text = page(markdown=markdown)
+    assert all(text.count(title) == 1 for title in TITLES)
+    assert sorted(TITLES, key=text.index) == list(TITLES)
+    assert text.count("Where an epoch goes") == text.count("Recommended") == 1
+
+
+def test_the_page_fits_a_terminal(page):
+    body = page().partition("These tables again")[0]
+    assert max(map(len, body.splitlines())) <= 100
