@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: sweep test test-slow check ui bench-accuracy bench-overhead clean
+.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability clean
 
 sweep: $(VENV)/requirements.done
 	$(RUN) launch.py sweep.yaml
@@ -31,6 +31,18 @@ bench-accuracy: $(VENV)/requirements.done
 
 bench-overhead: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.overhead
+
+bench-instrumentation: $(VENV)/requirements.done
+	$(RUN) -m tests.benchmarks.instrumentation
+
+bench-forms: $(VENV)/requirements-dev.done
+	$(RUN) -m tests.benchmarks.forms
+
+bench-repeatability: $(VENV)/requirements.done
+	$(RUN) -m tests.benchmarks.repeatability
+
+gpu: $(VENV)/requirements-dev.done
+	$(RUN) -m tests.benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -14,7 +14,7 @@ import pandas as pd
 
 from analysis.page import WIDTH, decimals
 from analysis.runs import Comparable
-from analysis.statistics import FEWEST_PAIRS, Interval, paired_change
+from analysis.statistics import FEWEST_PAIRS, WIDE, Interval, paired_change
 from analysis.tradeoff import SHM, WORKERS, epoch_seconds, groups
 from sweeps.tracking import written
 
@@ -98,6 +98,8 @@ def _sentence(group: Comparable, several: bool) -> str:
     if advice.change:
         said += f", not told apart from the fastest, {named(advice.fastest)}, {advice.fastest.median_s:.{digits}f} s:"
         said += f" {_percent(advice.change)}."
+        if advice.change.high > WIDE:
+            said += f" Trials this far apart hide differences above {100 * WIDE:.0f} %: raise repeats to find them."
     elif advice.runner_up and advice.runner_up_change:
         said += f", the fastest. Of those that ask for less the next, {named(advice.runner_up)}, takes"
         said += f" {advice.runner_up.median_s:.{digits}f} s: {_percent(advice.runner_up_change)}."

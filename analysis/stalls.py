@@ -120,7 +120,8 @@ def _workers(axes: Axes, rows: Mapping[int, Intervals]) -> None:
     if MAIN in rows:
         axes.set_yticks([])
     whose = "by the training process itself" if MAIN in rows else "a row a worker"
-    _legend(axes, {f"a batch in preparation, {whose}": FETCH[0], "the next one": FETCH[1]})
+    again = any(len(fetched) > 1 for fetched in rows.values())
+    _legend(axes, {f"a batch in preparation, {whose}": FETCH[0]} | ({"the next one": FETCH[1]} if again else {}))
 
 
 def _by_worker(fetches: Record) -> dict[int, Intervals]:
@@ -134,7 +135,7 @@ def _ready(axes: Axes, fetches: Record, received: Sequence[float]) -> None:
     changes = sorted([(end, -1) for end in fetches["end_s"]] + [(received[step], 1) for step in fetches["step"]])  # first it is ready
     times = [0.0, *(time for time, _ in changes)]
     counts = list(itertools.accumulate((-taken for _, taken in changes), initial=0))
-    axes.fill_between(times, counts, step="post", color=FETCH[0], linewidth=0)
+    axes.fill_between(times, counts, step="post", color=FETCH[0], linewidth=0, snap=False)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.set_ylim(0, max(counts) * 1.05)
     _legend(axes, {f"prepared and not yet received, {max(counts)} at most": FETCH[0]})
@@ -172,7 +173,7 @@ def _accelerator(axes: Axes, epoch: Record) -> None:
 
 def _shm(axes: Axes, samples: Sequence[tuple[float, int]], limit: int | None) -> None:
     times, used = [time for time, _ in samples], [size / MIB for _, size in samples]
-    axes.fill_between(times, used, step="post", color=OTHER, linewidth=0)
+    axes.fill_between(times, used, step="post", color=OTHER, linewidth=0, snap=False)
     told = {f"in use, {max(used):,.1f} MiB at most": OTHER}
     top = max(*used, 1.0)
     if limit is not None:

@@ -22,6 +22,7 @@ from sweeps.isolation import environment, temporary_folder
 MARK = "SPEECH_SWEEPS_LAUNCH"
 ROOT_LETTERS = 28  # what Ray's own folders leave of the 107 that a socket's path may have
 PATIENCE_S = 5.0  # processes that are killed are gone in milliseconds, unless the kernel is busy with one
+QUIET_S = 1.0  # a process has no environment for a moment while it starts, so that it is seen only a little later
 
 
 @contextlib.contextmanager
@@ -47,12 +48,13 @@ def kept_tidy() -> Iterator[Path]:
 
 def tidy(folder: str) -> None:
     """Kills every process that carries the folder's mark, and removes the folder."""
-    deadline = time.monotonic() + PATIENCE_S
-    while (left := list(marked(folder))) and time.monotonic() < deadline:
-        for process in left:
+    began = last_seen = time.monotonic()
+    while time.monotonic() < min(last_seen + QUIET_S, began + PATIENCE_S):
+        for process in marked(folder):
+            last_seen = time.monotonic()
             with contextlib.suppress(psutil.Error):  # it has ended by itself
                 process.kill()
-        psutil.wait_procs(left, timeout=0.1)
+        time.sleep(0.05)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -20,6 +20,7 @@ from sweeps.hygiene import settle
 from sweeps.isolation import Record, Task, Template
 from sweeps.outcome import Outcome, classify
 from sweeps.plan import TrialSpec
+from sweeps.trace import write_trace
 from sweeps.tracking import Tracking
 
 SETUP_TAGS = (
@@ -146,8 +147,10 @@ def _listen(
 
 
 def _files(folder: Path, heard: _Heard) -> dict[str, Path]:
-    """Artifacts: the records, what was written to stderr if anything, and the confusion matrix of the ensemble."""
+    """Artifacts: the records and their trace, what was written to stderr if anything, and the confusion matrix of the ensemble."""
     files = {"records.jsonl": folder / "records.jsonl"}
+    if write_trace(folder / "records.jsonl", folder / "trace.json.gz"):
+        files["trace.json.gz"] = folder / "trace.json.gz"
     log = folder / "stderr.log"
     said = _log(folder) + (heard.error["traceback"] if heard.error else "")
     if said:

@@ -13,6 +13,7 @@ from speech.config import Pinned, Trial
 from speech.fetches import FetchLog
 from speech.learner import make_learner
 from speech.loading import make_loader, prepare_forms
+from speech.train import fit
 
 ON_WAVEFORM = {"shift_ms": 50.0, "speed": 0.1, "noise": 0.5}
 MASKS = {"freq_mask": 4, "time_mask": 4}
@@ -42,9 +43,7 @@ def pictures_of(config, split: str = "training") -> list[torch.Tensor]:
 @pytest.mark.parametrize("form", ["packed", "device"])
 def test_the_network_is_given_the_same_in_every_form_of_sound(tone_trial, form: str, augment: dict, features: dict) -> None:
     for split in ("training", "validation"):
-        wav, other = (
-            pictures_of(tone_trial(loader={"form": each}, augment=augment, features=features), split) for each in ("wav", form)
-        )
+        wav, other = (pictures_of(tone_trial(loader={"form": each}, augment=augment, features=features), split) for each in ("wav", form))
         assert len(wav) == len(other) == 2 * (3 if split == "training" else 2)
         for a, b in zip(wav, other, strict=True):
             torch.testing.assert_close(b, a, atol=1e-4, rtol=0)
@@ -113,3 +112,26 @@ def test_the_files_of_a_split_are_what_its_epoch_reads(tone_trial, form: str) ->
     files = make_loader(config, corpus, "training", 1)[0].dataset.files()
     assert all(file.is_file() for file in files)
     assert len(set(files)) == len(files) == (1 if form == "packed" else 12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_makes_the_same_pictures(tone_trial) -> None:
+    config = tone_trial(loader={"form": "device"}, features={"kinds": ["spectrogram", "log_mel", "mfcc"], "n_mels": 24})
+    make = picture_of(config, corpora.prepare(config.corpus))
+    (waveforms, _), *_ = batches_of(config, "validation")
+    torch.testing.assert_close(make.to("cuda")(waveforms.to("cuda")).cpu(), make.to("cpu")(waveforms), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("form", ["wav", "packed", "device"])
+def test_a_gpu_trains_on_every_form_and_keeps_its_own_axis_within_the_epoch(tone_trial, tmp_path, form: str) -> None:
+    config = tone_trial(device="cuda", loader={"form": form, "num_workers": 2, "pin_memory": True}, sgdr={"epochs": 2}, augment=MASKS)
+    prepare_forms(config, corpora.prepare(config.corpus), print)
+    records: list[dict] = []
+    fit(Trial(config=config, seed=1, pinned=Pinned(), folder=str(tmp_path)), records.append)
+    for epoch in (record for record in records if record["kind"] == "epoch"):
+        assert len(epoch["busy"]["begin_s"]) == 3
+        assert 0 < epoch["busy"]["begin_s"][0]
+        assert epoch["busy"]["end_s"][-1] < epoch["metrics"]["time/epoch_s"] * 1.01

@@ -8,7 +8,6 @@ import torchaudio
 from speech.config import Features
 from speech.features import LOG_FLOOR, Picture, normalised, save_atomically, training_statistics
 
-
 KINDS = ["spectrogram", "log_mel", "mfcc"]
 
 

@@ -26,7 +26,7 @@ def fetches_of(config, log: FetchLog, epochs: int = 2) -> list[dict]:
 def test_every_batch_of_every_epoch_is_told_once_by_the_worker_that_made_it(tone_trial, tmp_path, keys: dict) -> None:
     for fetches in fetches_of(tone_trial(loader={"num_workers": 2} | keys), FetchLog(tmp_path / "log")):
         assert sorted(fetches["step"]) == [0, 1, 2]
-        assert {step: worker for step, worker in zip(fetches["step"], fetches["worker"], strict=True)} == {0: 0, 1: 1, 2: 0}, "in turn"
+        assert dict(zip(fetches["step"], fetches["worker"], strict=True)) == {0: 0, 1: 1, 2: 0}, "in turn"
         assert all(0 < begin < end < fetches["epoch_s"] for begin, end in zip(fetches["begin_s"], fetches["end_s"], strict=True))
         assert all(0 < cpu < 60 for cpu in fetches["cpu_s"])
         assert all(read >= 0 for read in fetches["read_bytes"])

@@ -4,8 +4,8 @@ import torch
 
 from speech import corpora
 from speech.audio import read_clip
-from speech.features import Picture
 from speech.clips import Request
+from speech.features import Picture
 from speech.images import from_image, to_image
 from speech.loading import EpochBatches, make_loader, prepare_forms
 from speech.shapes import picture_shape

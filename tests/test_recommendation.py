@@ -44,6 +44,13 @@ def test_the_fewest_workers_that_can_not_be_told_from_the_fastest(tracking, plan
     ]
 
 
+def test_an_interval_that_hides_much_asks_for_repeats(tracking, plant):
+    frame = plant_sweep(tracking, plant, {(0, None): [1.5, 1.01, 1.8], (2, None): FAST})
+    (text,) = sentences(frame, markdown=True)
+    assert text.startswith("Recommended for block workers: 0 workers, 1.50 s an epoch, not told apart from the fastest, 2 workers, 1.00 s:")
+    assert text.endswith(" Trials this far apart hide differences above 10 %: raise repeats to find them.")
+
+
 def test_the_fastest_where_all_that_ask_for_less_are_slower(tracking, plant):
     frame = plant_sweep(tracking, plant, {(0, None): times(3), (1, None): times(1.5), (2, None): FAST, (4, None): FAST})
     assert sentences(frame, markdown=True) == [

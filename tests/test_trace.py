@@ -7,6 +7,8 @@ import math
 
 import pytest
 
+from speech.config import Pinned, Trial
+from speech.train import fit
 from sweeps import trace as traces
 from sweeps.trace import trace, write_trace
 from tests import bursts
@@ -154,6 +156,28 @@ def test_a_simulated_loader_partitions_the_epoch_and_empties_its_queue(workers: 
     for lane in fetched:
         times = [time for span in sorted(spans(found, lane), key=lambda span: span[1]) for time in span[1:]]
         assert times == sorted(times), "a viewer drops spans of a lane that overlap"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_training_that_really_ran_agrees_with_its_metrics(tmp_path, tone_trial, workers: int) -> None:
+    records: list[dict] = []
+    fit(
+        Trial(config=tone_trial(loader={"num_workers": workers}), seed=1, warmup_epochs=0, pinned=Pinned(threads=1), folder=str(tmp_path)),
+        records.append,
+    )
+    found = trace(records)
+    (epoch,) = (record for record in records if record["kind"] == "epoch")
+    (_, *parts, (last, *_)) = spans(found, "training process")
+    assert last == "evaluation"
+    for name in ("start-up", "fill", "wait", "step", "other"):
+        metric = epoch["metrics"][f"time/{name.partition('-')[0]}_s"]
+        assert sum(end - begin for part, begin, end in parts if part == name) == pytest.approx(metric * 1e6, abs=10), name
+    assert all(before[2] == after[1] for before, after in itertools.pairwise(parts))
+    ready = [count for _, count in counter(found, "batches")]
+    assert (min(ready), ready[-1], len(ready)) == (0, 0, 1 + 2 * len(epoch["steps"]["ask_s"]))
+    lane = "worker 0" if workers else "loader, in the training process"
+    assert spans(found, lane)[0][0] == "batch 0"
+    assert any(event["ph"] == "i" for event in found["traceEvents"])
 
 
 def test_slow_workers_deliver_in_bursts() -> None:

@@ -1,14 +1,16 @@
 import json
 import math
+import subprocess
 
 import pytest
 import torch
 
 from speech import corpora
-from speech.config import Pinned, Trial
+from speech.config import Pinned, Trial, cache_dir
 from speech.evaluation import read_test_split
+from speech.fetches import occupancy
 from speech.learner import Learner
-from speech.loading import make_loader
+from speech.loading import make_loader, prepare_forms
 from speech.model import WeightsError
 from speech.train import fit
 
@@ -119,6 +121,48 @@ def test_the_paced_device_times_an_epoch_and_claims_no_accuracy(tone_trial, tmp_
     assert metrics["accelerator/busy_fraction"] >= 3 * 0.05 / metrics["time/epoch_s"] * 0.99
     assert not any("accuracy" in name or "loss" in name for name in metrics.keys() | records[-1]["summary"].keys())
     assert records[0]["device_name"] == "paced: 50 ms a step, 10 ms of host CPU"
+
+
+def test_an_epochs_raw_steps_explain_its_figures(tone_trial, tmp_path) -> None:
+    config = tone_trial(loader={"num_workers": 2, "form": "png"}, device={"first_of": ["paced"], "step_s": 0.05}, sgdr={"epochs": 2})
+    prepare_forms(config, corpora.prepare(config.corpus), print)
+    records = records_of(config, tmp_path)
+    for epoch in of_kind(records, "epoch"):
+        metrics, steps, busy, fetches = (epoch[name] for name in ("metrics", "steps", "busy", "fetches"))
+        ends = [sum(parts) for parts in zip(*(steps[name] for name in ("ask_s", "wait_s", "step_s", "other_s")), strict=True)]
+        assert steps["ask_s"][0] == pytest.approx(metrics["time/start_s"], abs=2e-6)
+        assert [*steps["ask_s"][1:], metrics["time/epoch_s"]] == pytest.approx(ends, abs=1e-5), "a step lasts until the next one"
+        assert sum(busy["end_s"]) - sum(busy["begin_s"]) >= 3 * 0.05
+        assert sorted(fetches["step"]) == [0, 1, 2]
+        came = [ask + wait for ask, wait in zip(steps["ask_s"], steps["wait_s"], strict=True)]
+        assert all(end < came[step] for step, end in zip(fetches["step"], fetches["end_s"], strict=True)), "made before it came"
+        assert metrics["loader/occupancy"] == occupancy(fetches, steps["ask_s"])
+        assert metrics["cpu/worker_s"] == pytest.approx(sum(fetches["cpu_s"]), abs=1e-5)
+        assert len(steps["shm_bytes"]) == 3
+    first, second = (epoch["began_s"] for epoch in of_kind(records, "epoch"))
+    assert 0 <= first < second
+    assert second - first >= of_kind(records, "epoch")[0]["metrics"]["time/epoch_s"]
+
+
+@pytest.mark.parametrize("form", ["wav", "png", "packed"])
+def test_a_cold_epoch_reads_from_storage_and_a_warm_one_from_memory(tone_trial, tmp_path, form: str) -> None:
+    device = {"first_of": ["paced"], "step_s": 0.001}
+    read = {}
+    for cache in ("cold", "warm"):
+        config = tone_trial(corpus={"cache": cache}, loader={"form": form, "num_workers": 2}, device=device, sgdr={"epochs": 3})
+        corpus = corpora.prepare(config.corpus)
+        prepare_forms(config, corpus, print)
+        if (kind := in_memory(cache_dir() if form != "wav" else corpus.root)) is not None:
+            pytest.skip(f"the corpus lies on a {kind}")
+        read[cache] = [epoch["metrics"]["io/read_bytes"] for epoch in of_kind(records_of(config, tmp_path), "epoch")]
+        held = sum(file.stat().st_size for file in make_loader(config, corpus, "training", 0)[0].dataset.files())
+    assert min(read["cold"]) >= 0.4 * held, "half of a packed file is other splits'"
+    assert read["warm"][1:] == [0, 0]
+
+
+def in_memory(folder) -> str | None:
+    kind = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=True).stdout.strip()
+    return kind if kind in ("tmpfs", "ramfs") else None
 
 
 def test_a_diverging_trial_runs_to_its_end_and_says_so(tone_trial, tmp_path) -> None:

@@ -4,7 +4,7 @@ The workers block of the default sweep.yaml runs twice, from nothing, each time 
 medians, and the same recommendation? Then one point runs under two names. loader.pin_memory has no effect without a GPU, so its false
 and its true are the same trial (an A/A test), shuffled among each other; a difference that is told apart there is a false one. The same
 pairs, drawn three at a time with their two names swapped at random, make 200 tables more: about one in twenty may be told apart. Last
-line: the figures as one JSON object. 100 trials, a quarter of an hour on two cores; --set and --repeats make it smaller for a look.
+line: the figures as one JSON object. 100 trials, and a disturbed one runs again; --set and --repeats make it smaller for a look.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -25,9 +26,10 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
+from analysis.page import WIDTH
 from analysis.recommendation import Advice, advise, sentences
 from analysis.runs import sweep_runs
-from analysis.statistics import FEWEST_PAIRS, Interval, mean_interval, paired_change
+from analysis.statistics import FEWEST_PAIRS, mean_interval, paired_change
 from analysis.tradeoff import WORKERS, epoch_seconds, epoch_times, groups
 from speech.cpu import cpu_model
 from sweeps.yaml_source import read
@@ -59,9 +61,9 @@ def main() -> int:
         twice = [launch(Path(scratch, name), given.set) for name in ("first", "second")]
         same = launch(Path(scratch, "same"), given.set + one_point(given.repeats))
     cells = compare(*(each.trials for each in twice))
-    advised = [sentence for each in twice for sentence in sentences(each.trials)]
+    advised = [sentence for each in twice for sentence in sentences(each.trials, markdown=True)]
     alike = choices(twice[0].trials) == choices(twice[1].trials)
-    rows = [row for workers in COUNTS if (row := name_against_name(same.trials, workers))]
+    rows = [name_against_name(same.trials, workers) for workers in COUNTS]
     false = false_share([log_ratios(same.trials, workers) for workers in COUNTS])
     machine = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel": platform.release(), "date": f"{datetime.date.today()}"}
     versions = {name: version(name) for name in ("ray", "torch", "mlflow")}
@@ -69,10 +71,11 @@ def main() -> int:
     print("\n\nThe default sweep's workers block, twice\n")
     print(tabulate(cells, headers="keys", floatfmt=".3f", missingval="-"))
     flagged = sum(bool(cell["flag"]) for cell in cells)
-    print(f"\n{flagged} of {len(cells)} cells flagged.\n\n" + "\n\n".join(advised))
-    print(f"\nThe recommendation is {'the same' if alike else 'NOT the same'}.")
+    print(f"\n{flagged} of {len(cells)} cells flagged.\n")
+    print("\n".join(textwrap.fill(each, WIDTH) for each in advised))
+    print(f"The recommendation is {'the same' if alike else 'NOT the same'}.")
     print("\nOne point under two names: pin_memory true against false\n")
-    print(tabulate(rows, headers="keys", floatfmt="+.4f", missingval="-"))
+    print(tabulate([told(row) for row in rows], headers="keys", floatfmt=".3f"))
     print(f"\nOf {TABLES} tables drawn from these pairs, {FEWEST_PAIRS} repeats each, {false:.1%} hold a false difference (nominal: 5 %).")
     print(f"{[each.disturbed for each in (*twice, same)]} trials disturbed, {[round(each.took_s) for each in (*twice, same)]} s")
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}")
@@ -135,7 +138,7 @@ def compare(first: pd.DataFrame, second: pd.DataFrame) -> list[dict[str, Any]]:
                 "n": f"{cell.n_1}, {cell.n_2}",
                 "first, else": cell.outcomes_1,
                 "second, else": cell.outcomes_2,
-                "flag": "more than 5 % apart" if abs(ratio - 1) > APART else flag,
+                "flag": f"more than {100 * APART:.0f} % apart" if abs(ratio - 1) > APART else flag,
             }
         )
     return rows
@@ -155,12 +158,18 @@ def times_by_name(trials: pd.DataFrame, workers: int) -> list[pd.Series]:
 def name_against_name(trials: pd.DataFrame, workers: int) -> dict[str, Any]:
     """The paired change from the first name to the second. It is known to be none."""
     one, other = times_by_name(trials, workers)
-    change: Interval | None = paired_change(other, one)
-    row: dict[str, Any] = {"workers": workers, "false s": one.median(), "true s": other.median(), "pairs": len(log_ratios(trials, workers))}
-    if change is None:
-        return row | {"change": None, "low": None, "high": None, "said": "not enough data"}
-    said = "TOLD APART" if change.tells_apart else "not told apart"
-    return row | {"change": change.value, "low": change.low, "high": change.high, "said": said}
+    change = paired_change(other, one)
+    row = {"workers": workers, "false s": one.median(), "true s": other.median(), "pairs": len(log_ratios(trials, workers))}
+    return row | (change._asdict() | {"told apart": change.tells_apart} if change else {})
+
+
+def told(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `name_against_name` as the terminal shows it."""
+    shown = {key: row[key] for key in ("workers", "false s", "true s", "pairs")}
+    if "value" not in row:
+        return shown | {"change": "not enough data", "": ""}
+    change = f"{row['value']:+.1%} ({row['low']:+.1%} to {row['high']:+.1%})"
+    return shown | {"change": change, "": "FALSELY TOLD APART" if row["told apart"] else "not told apart"}
 
 
 def log_ratios(trials: pd.DataFrame, workers: int) -> np.ndarray:
