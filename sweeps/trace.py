@@ -1,4 +1,4 @@
-"""A trial's records as a trace that a viewer zooms into: drop trace.json.gz on https://ui.perfetto.dev, or on chrome://tracing.
+"""A trial's records as a trace that a viewer zooms into: drop trace.json.gz on https://ui.perfetto.dev.
 
 The one idea is a common time axis: when a worker prepared a batch, when the loop waited for it, when the accelerator was busy and how
 full /dev/shm was then stand below each other, a lane each, so that a stall is seen together with its cause. Times are microseconds
@@ -26,11 +26,7 @@ MIB = 1 << 20
 TRIAL = 1  # one process id for all: Perfetto opens a process unfolded if it is the only one, its threads by id, its counters below
 TRAINING, ACCELERATOR, FIRST_WORKER = 1, 2, 10  # thread ids, of worker 0 and its successors; 0 would be the idle task
 READY, USED, LIMIT = ("batches", "ready"), ("/dev/shm in use", "MiB"), ("/dev/shm limit", "MiB")  # counters: name and series
-FIGURES = (
-    ("cpu_s", "cpu_s", 1),
-    ("read_bytes", "read_bytes", 1),
-    ("shm_MiB", "shm_bytes", MIB),
-)  # of a fetch: name, key, unit; -1: unknown
+FIGURES = (("cpu_s", "cpu_s", 1), ("read_bytes", "read_bytes", 1), ("shm_MiB", "shm_bytes", MIB))  # of a fetch: name, key, unit
 NOT_TRACED = "not traced: "
 
 
@@ -161,7 +157,7 @@ def _accelerator(epoch: Record) -> Iterator[Event]:
 
 
 def _fetches(epoch: Record) -> Iterator[Event]:
-    """A batch on the lane of who prepared it; worker -1 is the training process itself."""
+    """A batch on the lane of who prepared it; worker -1 is the training process itself. A figure of -1 is unknown, and absent here."""
     fetches = epoch.get("fetches", {})
     figures = [(name, key, unit) for name, key, unit in FIGURES if key in fetches]
     for index, step in enumerate(fetches.get("step", [])):

@@ -179,9 +179,9 @@ class Tracking:
 
     def disturbed_once(self, parent: str) -> set[str]:
         """Keys of trials that were disturbed from outside and have not been run again."""
-        ended = [run for run in self.trials(parent) if run.info.status != "RUNNING" and run.data.tags.get("outcome") != "interrupted"]
-        attempts = Counter(run.data.tags["key"] for run in ended)
-        return {key for run in ended if "disturbed" in run.data.tags and attempts[key := run.data.tags["key"]] == 1}
+        settled = [run.data.tags for run in self.trials(parent) if run.info.status != "RUNNING" and run.data.tags.get("outcome") in SETTLED]
+        attempts = Counter(tags["key"] for tags in settled)
+        return {tags["key"] for tags in settled if "disturbed" in tags and attempts[tags["key"]] == 1}
 
     def close_orphans(self, parent: str, folder: Path) -> list[str]:
         """Marks trials that a dead launch or relay left open as interrupted, with what lies in <folder>/<key>; returns their names."""

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.epochs import epoch_parts, tables
 from analysis.runs import sweep_runs
-from tests.conftest import plant_trial, tracking_in, trial_key
+from tests.conftest import CONFIG, plant_trial, tracking_in, trial_key
 
 PACED = {"device": "paced", "device_name": "paced: 25 ms a step, 0 ms of host CPU", "cpu_name": "Planted CPU", "batch_bytes": 640 << 10}
 MB = 1 << 20
@@ -137,7 +137,7 @@ def test_runs_older_than_these_figures_have_no_table_and_are_not_pooled_with_new
 
 
 def test_the_bytes_of_a_clip_are_told(tracking, monkeypatch):
-    monkeypatch.setitem(__import__("tests.conftest").conftest.CONFIG["loader"], "batch_size", 20)
+    monkeypatch.setitem(CONFIG["loader"], "batch_size", 20)
     (text,) = tables(plant_sweep(tracking, [(0, None, "completed", [NONE]), (2, None, "completed", [TWO])]))
     assert "\nA batch of 20 clips is 0.6 MiB, 32.0 KiB a clip." in text
 
