@@ -123,3 +123,12 @@ def test_equals_share_the_recommendation_of_the_smaller_and_the_slower_are_never
     more = chosen.count(4)  # 4 workers, by chance: half of the tables have them as the fastest, and one in twenty tells equals apart
     assert stats.binomtest(more, 200, 0.05, "greater").pvalue > 0.05
     assert chosen.count(1) <= 200 * 0.05
+
+
+def test_one_that_fitted_by_luck_counts_only_where_no_other_does(tracking, plant):
+    frame = plant_sweep(tracking, plant, {(0, 64 * MB): times(3), (2, 64 * MB): FAST, (2, 1024 * MB): FAST})
+    lucky = (frame["loader.num_workers"] == 2) & (frame["loader.shm_size"] == 64 * MB)
+    frame.loc[lucky, "forecast_fit"] = "depends"
+    frame.loc[lucky, "forecast_shm_bound_bytes"] = 100.0 * MB
+    (group,) = groups(frame)
+    assert advise(group).cell.asks == (2, 1024 * MB)
