@@ -1,0 +1,90 @@
+"""A timed pass whose every span is planted: what is put in is what the figures say, and nothing is left over."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from speech.epoch import run_epoch
+from speech.fetches import FetchLog
+from speech.timing import Gauge
+
+START_S, FILL_S, WAIT_S, STEP_S, OTHER_S, STEPS = 0.15, 0.3, 0.05, 0.1, 0.02, 4
+SLACK_S = 0.03  # sleeping and being woken up, on a machine that does other things too
+
+
+class Batch(list):
+    """A batch that takes OTHER_S to be let go of."""
+
+    def __del__(self) -> None:
+        time.sleep(OTHER_S)
+
+
+class Planted:
+    """A loader that takes START_S to make its iterator, FILL_S for the first batch and WAIT_S for each later one."""
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __iter__(self):
+        time.sleep(START_S)
+        return self._batches()
+
+    def _batches(self):
+        for step in range(STEPS):
+            time.sleep(WAIT_S if step else FILL_S)
+            yield Batch([torch.zeros(8, 1), torch.zeros(8)])
+
+
+@pytest.fixture(scope="module")
+def epoch(tmp_path_factory):
+    def work(batch, epoch, step):
+        time.sleep(STEP_S)
+        return None, None
+
+    log = FetchLog(tmp_path_factory.mktemp("epoch") / "log")
+    return run_epoch(Planted(), work, 0, None, Gauge(), log)
+
+
+def test_each_span_holds_what_was_planted_in_it_and_they_partition_the_epoch(epoch) -> None:
+    metrics, _, _ = epoch
+    planted = {"start": START_S, "fill": FILL_S, "wait": 3 * WAIT_S, "step": STEPS * STEP_S, "other": STEPS * OTHER_S}
+    for span, seconds in planted.items():
+        assert seconds <= metrics[f"time/{span}_s"] < seconds + STEPS * SLACK_S, span
+    assert sum(metrics[f"time/{span}_s"] for span in planted) == pytest.approx(metrics["time/epoch_s"], abs=1e-9)
+    assert metrics["rate/clips_per_s"] == pytest.approx(8 * STEPS / metrics["time/epoch_s"])
+
+
+def test_the_accelerator_is_idle_between_steps_and_each_such_gap_is_a_stall(epoch) -> None:
+    metrics, raw, _ = epoch
+    assert metrics["stall/steps"] == STEPS - 1
+    assert WAIT_S + OTHER_S <= metrics["stall/max_gap_s"] < WAIT_S + OTHER_S + SLACK_S
+    assert metrics["accelerator/busy_fraction"] == pytest.approx(metrics["time/step_s"] / metrics["time/epoch_s"])
+    assert raw["busy"]["begin_s"][0] == pytest.approx(START_S + FILL_S, abs=2 * SLACK_S)
+
+
+def test_raw_steps_add_up_to_the_spans(epoch) -> None:
+    metrics, raw, _ = epoch
+    steps = raw["steps"]
+    assert steps["ask_s"][0] == pytest.approx(metrics["time/start_s"], abs=1e-6)
+    assert steps["wait_s"][0] == pytest.approx(metrics["time/fill_s"], abs=1e-6)
+    assert sum(steps["wait_s"][1:]) == pytest.approx(metrics["time/wait_s"], abs=1e-5)
+    assert sum(steps["other_s"]) == pytest.approx(metrics["time/other_s"], abs=1e-5)
+    assert steps["ask_s"][2] - steps["ask_s"][1] == pytest.approx(WAIT_S + STEP_S + OTHER_S, abs=SLACK_S)
+
+
+def test_the_moment_at_which_the_clock_started_is_told(epoch) -> None:
+    _, _, began = epoch
+    assert time.perf_counter() - began > START_S + FILL_S + 3 * WAIT_S
+
+
+def test_no_work_of_the_process_is_nobodys(epoch) -> None:
+    """It slept all along."""
+    assert 0 <= epoch[0]["cpu/main_s"] < 0.2
+    assert "cpu/worker_s" not in epoch[0]
+
+
+def test_the_log_of_a_loader_that_keeps_none_is_empty(epoch, tmp_path: Path) -> None:
+    assert epoch[1]["fetches"]["step"] == []
+    assert "loader/occupancy" not in epoch[0]
