@@ -133,5 +133,5 @@ def test_a_gpu_trains_on_every_form_and_keeps_its_own_axis_within_the_epoch(tone
     fit(Trial(config=config, seed=1, pinned=Pinned(), folder=str(tmp_path)), records.append)
     for epoch in (record for record in records if record["kind"] == "epoch"):
         assert len(epoch["busy"]["begin_s"]) == 3
-        assert 0 < epoch["busy"]["begin_s"][0]
+        assert epoch["busy"]["begin_s"][0] > 0
         assert epoch["busy"]["end_s"][-1] < epoch["metrics"]["time/epoch_s"] * 1.01
