@@ -153,6 +153,11 @@ class Augment(Group):
         """The changes that act on the waveform and are on."""
         return [name for name in ("shift_ms", "speed", "noise") if getattr(self, name)]
 
+    @property
+    def on_picture(self) -> list[str]:
+        """The masks that are on."""
+        return [name for name in ("freq_mask", "time_mask") if getattr(self, name)]
+
     @model_validator(mode="before")
     @classmethod
     def _pair(cls, data: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from speech import usage
-from speech.fetches import UNKNOWN, Fetches, FetchLog, occupancy, of_workers, shm_used_bytes
+from speech.fetches import Fetches, FetchLog, occupancy, of_workers, shm_used_bytes
 from speech.learner import Interval, Learner
 from speech.timing import Gauge, Timeline, accelerator_metrics
 
@@ -86,9 +86,8 @@ def _of_loader(fetches: Fetches, asked: Sequence[float]) -> dict[str, float]:
 
 
 def _of_node(before: usage.Usage, after: usage.Usage, fetches: Fetches) -> dict[str, float]:
-    worker_cpu, worker_read = of_workers(fetches, "cpu_s"), of_workers(fetches, "read_bytes")
-    known = worker_read and UNKNOWN not in worker_read
-    return usage.usage_metrics(before, after, sum(worker_cpu) if worker_cpu else None, sum(worker_read) if known else None)
+    worker_cpu_s = of_workers(fetches, "cpu_s")
+    return usage.usage_metrics(before, after, sum(worker_cpu_s) if worker_cpu_s else None, sum(of_workers(fetches, "read_bytes")))
 
 
 def _rounded(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:

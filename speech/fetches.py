@@ -14,10 +14,9 @@ from typing import Any
 
 from torch.utils.data import default_collate, get_worker_info
 
-from speech.usage import read_bytes
+from speech import usage
 
 MAIN = -1  # the training process prepares batches itself, at 0 workers
-UNKNOWN = -1  # bytes read, where the kernel doesn't count them
 _LINE = struct.Struct("=iidddqq")  # step, worker, begin, end, CPU seconds, bytes read, bytes in use on /dev/shm
 COLUMNS = ("step", "worker", "begin_s", "end_s", "cpu_s", "read_bytes", "shm_bytes")
 
@@ -46,17 +45,16 @@ class FetchLog:
             self._pid, self._file = os.getpid(), os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             self._cpu_s, self._read_bytes = 0.0, 0  # a worker's start is part of its first batch
         if own is None:
-            self._cpu_s, self._read_bytes = time.process_time(), read_bytes() or 0
+            self._cpu_s, self._read_bytes = usage.own()
         self._step, self._begin_s = step, time.perf_counter()
 
     def end(self) -> None:
         """The batch is ready. CPU time and bytes count since the process's last batch, so that sending that one is not lost."""
-        own, end_s, cpu_s, read = get_worker_info(), time.perf_counter(), time.process_time(), read_bytes()
-        fresh = UNKNOWN if read is None else read - self._read_bytes
-        worker = MAIN if own is None else own.id
-        line = _LINE.pack(self._step, worker, self._begin_s, end_s, cpu_s - self._cpu_s, fresh, shm_used_bytes())
+        own, end_s, (cpu_s, read_bytes) = get_worker_info(), time.perf_counter(), usage.own()
+        worker, fresh_s, fresh_bytes = MAIN if own is None else own.id, cpu_s - self._cpu_s, read_bytes - self._read_bytes
+        line = _LINE.pack(self._step, worker, self._begin_s, end_s, fresh_s, fresh_bytes, shm_used_bytes())
         os.write(self._file, line)  # appended whole: far below what a file system splits
-        self._cpu_s, self._read_bytes = cpu_s, read or 0
+        self._cpu_s, self._read_bytes = cpu_s, read_bytes
 
     def take(self, epoch_began: float) -> Fetches:
         """The batches finished since the last call. Times in seconds from `epoch_began`, a moment of time.perf_counter."""

@@ -30,7 +30,7 @@ def clip_tensors(config: TrialConfig, training: bool = True) -> list[int]:
     """Bytes of a clip in each tensor of a batch: its picture in float32 or, in device form, its waveform in int16; its label; in device
     form, while training with SpecAugment, its masks."""
     if config.loader.form == "device":
-        masked = training and (config.augment.freq_mask or config.augment.time_mask)
+        masked = training and config.augment.on_picture
         return [SAMPLE_BYTES * clip_samples(config), LABEL_BYTES] + ([MASKS_BYTES] if masked else [])
     return [PICTURE_BYTES * math.prod(picture_shape(config)), LABEL_BYTES]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from speech.page_cache import drop
-from speech.usage import Usage, cores, look, read_bytes, usage_metrics
+from speech.usage import Usage, cores, look, own, usage_metrics
 
 BEFORE = Usage(clock_s=100.0, main_cpu_s=5.0, read_bytes=1000, busy_s=40.0, cores_s=200.0, waiting_s={"io": 1.0, "memory": 0.0})
 AFTER = Usage(clock_s=110.0, main_cpu_s=8.0, read_bytes=1500, busy_s=52.0, cores_s=220.0, waiting_s={"io": 1.5, "memory": 0.0})
@@ -28,25 +28,25 @@ def test_what_nobody_of_the_trial_did_was_done_outside() -> None:
 
 
 def test_what_is_not_told_is_absent_and_never_zero() -> None:
-    before, after = (each._replace(read_bytes=None, waiting_s={}) for each in (BEFORE, AFTER))
-    assert usage_metrics(before, after, None, None).keys() == {"cpu/main_s", "cpu/outside_fraction"}
+    before, after = (each._replace(waiting_s={}) for each in (BEFORE, AFTER))
+    assert usage_metrics(before, after, None).keys() == {"cpu/main_s", "cpu/outside_fraction", "io/read_bytes"}
 
 
 def test_ticks_are_coarse_but_no_share_is_below_nothing() -> None:
-    assert usage_metrics(BEFORE, AFTER, worker_cpu_s=9.5, worker_read_bytes=None)["cpu/outside_fraction"] == 0
+    assert usage_metrics(BEFORE, AFTER, worker_cpu_s=9.5)["cpu/outside_fraction"] == 0
 
 
 def test_another_process_that_computes_is_outside_and_ones_own_work_is_not() -> None:
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
         began = look()
         time.sleep(1.0)
-        shared = usage_metrics(began, look(), None, None)
+        shared = usage_metrics(began, look(), None)
         other.kill()
     began = look()
     while time.process_time() < began.main_cpu_s + 1.0:
         pass
     ended = look()
-    own = usage_metrics(began, ended, None, None)
+    own = usage_metrics(began, ended, None)
     one_core = 1 / len(os.sched_getaffinity(0))
     assert shared["cpu/outside_fraction"] > 0.5 * one_core
     assert own["cpu/main_s"] == pytest.approx(1.0, abs=0.1)
@@ -71,10 +71,9 @@ def test_a_dropped_file_is_read_from_storage_again(tmp_path: Path) -> None:
     file.write_bytes(os.urandom(1 << 20))
 
     def read() -> int:
-        before = read_bytes()
-        assert before is not None
+        _, before = own()
         file.read_bytes()
-        return read_bytes() - before
+        return own()[1] - before
 
     if os.statvfs(tmp_path).f_files == 0 or _in_memory(tmp_path):
         pytest.skip("the temporary folder lies in memory")

@@ -2,8 +2,9 @@
 
 The same epochs run measured, as every trial's are (speech/epoch.py with its log of fetches), and bare, as a plain loop over a DataLoader
 whose workers note nothing. Both take turns, forth and back, on loaders of their own with persistent workers; the accelerator hardly
-waits, so that whatever measuring costs the loader or the loop is seen. Below: the paired ratio measured / bare of the epoch seconds with
-its 95 % interval. Last line: the figures as one JSON object.
+waits, so that whatever measuring costs the loader or the loop is seen. `cost` is the paired ratio measured / bare of the epoch seconds
+less one, with its 95 % interval: as narrow as the machine is steady. `calls` is the time of all that measuring does in an epoch, done
+without a loader and without waiting for one: what the cost is at most where nothing is in parallel. Last line: the figures as JSON.
 """
 
 import datetime
@@ -14,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,9 @@ from speech.loading import make_loader, prepare_forms
 from speech.timing import Gauge
 from sweeps.hygiene import settle
 
-PAIRS = 20
+ROW_S = 60.0  # spent on the pairs of a row; short epochs make more of them
+CALLS = 50  # epochs in which nothing but measuring is done
+CLIPS = 500  # some 12 batches of 32 an epoch: short pairs, so that the machine's drift hits both alike
 WAYS = (("png", 0), ("png", 2), ("packed", 0), ("packed", 2))  # form, workers
 WORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 
@@ -42,8 +45,8 @@ def main() -> int:
     rows = [_row(form, workers) for form, workers in WAYS]
     unsettled.append(settle().get("unsettled"))
     machine = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel": platform.release(), "date": f"{datetime.date.today()}"}
-    print(tabulate(rows, headers="keys", floatfmt=(".0f", ".0f", ".3f", ".3f", "+.2f", "+.2f", "+.2f", ".0f")))
-    print(f"{PAIRS} pairs of epochs each, {machine['cpu']}, {machine['cores']} cores, {machine['date']}")
+    print(tabulate(rows, headers="keys", floatfmt=(".0f", ".0f", ".3f", ".3f", "+.2f", "+.2f", "+.2f", ".2f", ".0f")))
+    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}")
     disturbances = [text for text in unsettled if text]
     print(f"not quiet: {'; '.join(disturbances)}" if disturbances else "the machine was quiet before and after")
     print(json.dumps({"benchmark": "instrumentation", "figures": rows, "disturbances": disturbances, "machine": machine}))
@@ -53,7 +56,7 @@ def main() -> int:
 def _row(form: str, workers: int) -> dict[str, str | float | int]:
     config = TrialConfig.model_validate(
         {
-            "corpus": {"name": "synthetic", "words": WORDS, "clips": 1800},
+            "corpus": {"name": "synthetic", "words": WORDS, "clips": CLIPS},
             "loader": {"form": form, "num_workers": workers, "batch_size": 32},
             "device": {"first_of": ["paced"], "step_s": 0.0005},
         }
@@ -63,16 +66,45 @@ def _row(form: str, workers: int) -> dict[str, str | float | int]:
     with tempfile.TemporaryDirectory() as scratch:
         ways = (_measured(config, corpus, FetchLog(Path(scratch, "log"))), _bare(config, corpus))
         seconds: list[tuple[float, float]] = []
-        for turn in range(-2, PAIRS):  # two untimed: workers start, caches warm
+        for _ in range(2):  # untimed: workers start, caches warm
+            untimed_s = sum(way() for way in ways)
+        for turn in range(round(ROW_S / untimed_s)):
             took = {way: ways[way]() for way in ((0, 1) if turn % 2 else (1, 0))}
-            if turn >= 0:
-                seconds.append((took[0], took[1]))
+            seconds.append((took[0], took[1]))
     change = mean_interval([float(np.log(measured / bare)) for measured, bare in seconds])
     assert change is not None
     percent = [100 * float(np.expm1(end)) for end in change]
     measured_s, bare_s = (statistics.median(column) for column in zip(*seconds, strict=True))
-    values = (form, workers, measured_s, bare_s, *percent, PAIRS)
-    return dict(zip(("form", "workers", "measured s", "bare s", "cost %", "from %", "to %", "pairs"), values, strict=True))
+    values = (form, workers, measured_s, bare_s, *percent, 100 * _calls_s(len(corpus.split("training")) // 32) / bare_s, len(seconds))
+    return dict(zip(("form", "workers", "measured s", "bare s", "cost %", "from %", "to %", "calls %", "pairs"), values, strict=True))
+
+
+class _Ready:
+    """A loader whose batches are there at once, and noted as a worker's are."""
+
+    def __init__(self, steps: int, log: FetchLog):
+        self.steps, self.log = steps, log
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        for step in range(self.steps):
+            self.log.begin(step)
+            self.log.end()
+            yield [[], []]
+
+
+def _calls_s(steps: int) -> float:
+    """Seconds of an epoch in which nothing but measuring is done; the median of many."""
+    with tempfile.TemporaryDirectory() as scratch:
+        log = FetchLog(Path(scratch, "log"))
+        took = []
+        for _ in range(CALLS):
+            began = time.perf_counter()
+            run_epoch(_Ready(steps, log), lambda batch, epoch, step: (None, None), 0, None, Gauge(), log)  # type: ignore[arg-type]
+            took.append(time.perf_counter() - began)
+    return statistics.median(took)
 
 
 def _measured(config: TrialConfig, corpus: corpora.PreparedCorpus, log: FetchLog) -> Callable[[], float]:
