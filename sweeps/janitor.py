@@ -2,8 +2,9 @@
 
 Ray starts a dozen processes and writes thousands of files for a sweep. When launch.py is killed, the kernel ends some of them, others
 follow in a minute, and the files stay. So everything that a launch starts carries a mark in its environment, which every descendant
-inherits and which stays readable whatever a process renames itself to, and all its temporary files lie in one folder. The janitor is a
-process of its own session that waits for the launch to end; then it kills what is marked and removes the folder.
+inherits, and all its temporary files, logs among them, lie in one folder. (A process that renames itself may write its name over all of
+its environment; its log still tells whose it is.) The janitor is a process of its own session that waits for the launch to end; then
+it kills what is marked or writes into the folder, and removes the folder.
 """
 
 import contextlib
@@ -60,12 +61,26 @@ def tidy(folder: str) -> None:
 
 def marked(folder: str) -> Iterator[psutil.Process]:
     """Live processes that descend from the launch whose folder this is."""
-    mark = f"{MARK}={folder}".encode()
     for process in psutil.process_iter():
-        # Read as it is: a process that renames itself writes over the beginning of the block, at which psutil gives up
         with contextlib.suppress(OSError, psutil.Error):  # it has ended, or is another user's
-            if mark in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0") and process.status() != psutil.STATUS_ZOMBIE:
+            if (_carries_mark(process.pid, folder) or _writes_into(process.pid, folder)) and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
+
+
+def _carries_mark(pid: int, folder: str) -> bool:
+    # Read as it is: where a process wrote its name over the beginning of the block, psutil gives up
+    return f"{MARK}={folder}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+def _writes_into(pid: int, folder: str) -> bool:
+    """Whether it has a file below the folder open for writing; whoever merely reads one is a stranger who looks on."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed since it was listed
+            if os.readlink(link).startswith(f"{folder}/"):
+                flags = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().partition("flags:")[2].split()[0]
+                if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
+                    return True
+    return False
 
 
 if __name__ == "__main__":

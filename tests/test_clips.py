@@ -62,8 +62,15 @@ def test_changes_of_the_waveform_are_the_same_up_to_the_rounding_of_16_bits(tone
     assert not torch.equal(shipped[0][0], plain[0][0])
 
 
-@pytest.mark.parametrize("form", ["packed", "device"])
-@pytest.mark.parametrize("keys", [{"num_workers": 2}, {"num_workers": 8}, {"num_workers": 1, "start_method": "spawn"}])
+@pytest.mark.parametrize(
+    ("form", "keys"),
+    [
+        ("packed", {"num_workers": 2}),
+        ("packed", {"num_workers": 1, "start_method": "spawn"}),
+        ("device", {"num_workers": 2}),
+        ("device", {"num_workers": 8}),
+    ],
+)
 def test_batches_are_bit_for_bit_the_same_however_they_are_loaded(tone_trial, form: str, keys: dict) -> None:
     alone = batches_of(tone_trial(augment=ON_WAVEFORM | MASKS, loader={"form": form}))
     shared = batches_of(tone_trial(augment=ON_WAVEFORM | MASKS, loader={"form": form} | keys))

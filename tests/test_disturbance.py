@@ -58,18 +58,15 @@ def test_a_trial_is_due_again_once_whatever_the_second_run_finds(tracking: Track
 def test_a_trial_beside_a_busy_process_runs_once_more_and_both_are_kept(tones: Path, tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones, shm="private" if can_isolate() else "host"))
 
-    def launch() -> str:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         command = [sys.executable, ROOT / "launch.py", "sweep.yaml"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
-        out = launch()
         busy.kill()
-    assert "1 disturbed from outside: once more" in out
-    assert out.count("1/1") == 2
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 disturbed from outside: once more" in done.stdout
+    assert done.stdout.count("1/1") == 2
     (trial,) = sweep_runs("disturbed", f"sqlite:///{tmp_path}/mlflow.db").itertuples()
     assert (trial.attempts, trial.outcome) == (2, "completed")
     assert trial.disturbed.startswith("other processes used ")
-    assert "1 settled, 0 to run" in launch(), "it is not run a third time"
+    planned = subprocess.run([*command, "--dry-run"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "1 settled, 0 to run" in planned, "it is not run a third time"

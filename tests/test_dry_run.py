@@ -66,7 +66,7 @@ def test_it_tells_every_trial_in_the_order_of_the_plan(config) -> None:
         ["workers", "1", "1", "8M", "new", "2.3", "2.3", "6.9", "8.0", "fits"],
     ]
     assert [row[:3] for row in cells[5:]] == [["cycles", "1", "1"], ["cycles", "1", "2"]]
-    assert all(0 < float(row[-2].replace(",", "")) <= free for row in cells[5:]), "what is free on the node's own"
+    assert all(0 < float(row[-2].replace(",", "")) <= free + 0.05 for row in cells[5:]), "what is free on the node's own"
     assert [row[0] for row in rows(lines)] == [trial.key for trial in planned(config, print)[0].trials]
     at = lines.index("planted: 7 trials (5 in workers, 2 in cycles), 0 settled, 7 to run")
     assert lines[at + 1].startswith("1 point removed from workers: exclude")

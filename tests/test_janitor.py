@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from sweeps.isolation import environment
-from sweeps.janitor import MARK
+from sweeps.janitor import MARK, tidy
 from sweeps.shm import shm_usage
 from tests.trees import ROOT, can_isolate, descendants, wait_until
 
@@ -133,6 +133,23 @@ def environment_of(pid: int) -> bytes:
         return Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
         return b""
+
+
+def test_a_process_whose_mark_is_gone_is_known_by_its_log_and_a_reader_is_a_stranger(short_folder) -> None:
+    (short_folder / "seen").mkdir()
+    log = short_folder / "seen" / "log"
+    with log.open("w") as writing, log.open() as reading:
+        sleep = [sys.executable, "-c", "import time; time.sleep(1000)"]
+        ours = subprocess.Popen(sleep, env={}, stdout=writing)
+        stranger = subprocess.Popen(sleep, env={}, stdin=reading)
+    try:
+        tidy(str(short_folder / "seen"))
+        assert ours.wait(timeout=5) == -9
+        assert stranger.poll() is None
+    finally:
+        ours.kill()
+        stranger.kill()
+        stranger.wait()
 
 
 def test_a_process_that_renamed_itself_and_left_its_session_goes_too(short_folder) -> None:
