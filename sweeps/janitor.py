@@ -44,14 +44,14 @@ def kept_tidy() -> Iterator[Path]:
                 os.environ[name] = value
         janitor.communicate()  # closes its stdin, which tells it that the launch has ended
         if janitor.returncode:  # somebody has killed it
-            tidy(folder)
+            tidy(folder, os.getpid())
 
 
-def tidy(folder: str) -> None:
-    """Kills every process that carries the folder's mark, and removes the folder."""
+def tidy(folder: str, launch: int) -> None:
+    """Kills what descends from the launch whose folder this is, and removes the folder. `launch`: its own pid, which is left alone."""
     began = last_seen = time.monotonic()
     while time.monotonic() < min(last_seen + QUIET_S, began + PATIENCE_S):
-        for process in marked(folder):
+        for process in marked(folder, launch):
             last_seen = time.monotonic()
             with contextlib.suppress(psutil.Error):  # it has ended by itself
                 process.kill()
@@ -59,9 +59,11 @@ def tidy(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def marked(folder: str) -> Iterator[psutil.Process]:
+def marked(folder: str, launch: int) -> Iterator[psutil.Process]:
     """Live processes that descend from the launch whose folder this is."""
     for process in psutil.process_iter():
+        if process.pid == launch:  # Ray keeps a log of its own open in it
+            continue
         with contextlib.suppress(OSError, psutil.Error):  # it has ended, or is another user's
             if (_carries_mark(process.pid, folder) or _writes_into(process.pid, folder)) and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
@@ -84,5 +86,6 @@ def _writes_into(pid: int, folder: str) -> bool:
 
 
 if __name__ == "__main__":
+    parent = os.getppid()
     sys.stdin.read()  # until the launch closes it, or ends
-    tidy(sys.argv[1])
+    tidy(sys.argv[1], parent)

@@ -143,7 +143,7 @@ def test_a_process_whose_mark_is_gone_is_known_by_its_log_and_a_reader_is_a_stra
         ours = subprocess.Popen(sleep, env={}, stdout=writing)
         stranger = subprocess.Popen(sleep, env={}, stdin=reading)
     try:
-        tidy(str(short_folder / "seen"))
+        tidy(str(short_folder / "seen"), os.getpid())
         assert ours.wait(timeout=5) == -9
         assert stranger.poll() is None
     finally:
