@@ -1,9 +1,10 @@
 """The recommendation: the fewest loader workers, then the least /dev/shm, whose time can't be told from the fastest's.
 
 The one idea is that a cell has to earn its workers. The fastest cell of table 1 is where the comparison starts; of all that the paired
-interval over repeats can't tell from it, the one that asks least of the machine is recommended. A cell counts only when every one of its
-trials completed: one that overflowed once will do so again. One that completed by luck, its loader being able to take more /dev/shm than
-there is, counts only where no other does. `advise` decides, `sentences` says it.
+interval over repeats can't tell from it the one that asks least of the machine is recommended. Noisy repeats tell nothing apart, so a
+cell that looks more than WIDE slower is none of them. A cell counts only when every one of its trials completed: one that overflowed once
+will do so again. One that completed by luck, its loader being able to take more /dev/shm than there is, counts only where no other does.
+`advise` decides, `sentences` says it.
 """
 
 import textwrap
@@ -58,7 +59,7 @@ def advise(group: Comparable) -> Advice:
     if len(fastest.times) < FEWEST_PAIRS:
         return Advice(None, fastest, None, None, None)
     changes = [(cell, change) for cell in cells if cell.asks < fastest.asks and (change := paired_change(cell.times, fastest.times))]
-    equals = [(cell, change) for cell, change in changes if change.low <= 0]  # not told to be slower
+    equals = [(cell, change) for cell, change in changes if change.low <= 0 and change.value <= WIDE]
     if equals:
         cell, change = min(equals, key=lambda pair: pair[0].asks)
         return Advice(cell, fastest, change, None, None)

@@ -45,10 +45,16 @@ def test_the_fewest_workers_that_can_not_be_told_from_the_fastest(tracking, plan
 
 
 def test_an_interval_that_hides_much_asks_for_repeats(tracking, plant):
+    frame = plant_sweep(tracking, plant, {(0, None): [1.3, 0.9, 1.1], (2, None): FAST})
+    (text,) = sentences(frame, markdown=True)
+    assert text.startswith("Recommended for block workers: 0 workers, 1.10 s an epoch, not told apart from the fastest, 2 workers, 1.00 s:")
+    assert text.endswith(" Trials this far apart hide differences above 10 %: raise repeats to find them.")
+
+
+def test_a_cell_that_looks_much_slower_is_not_recommended_for_being_noisy(tracking, plant):
     frame = plant_sweep(tracking, plant, {(0, None): [1.5, 1.01, 1.8], (2, None): FAST})
     (text,) = sentences(frame, markdown=True)
-    assert text.startswith("Recommended for block workers: 0 workers, 1.50 s an epoch, not told apart from the fastest, 2 workers, 1.00 s:")
-    assert text.endswith(" Trials this far apart hide differences above 10 %: raise repeats to find them.")
+    assert text.startswith("Recommended for block workers: 2 workers, 1.00 s an epoch, the fastest.")
 
 
 def test_the_fastest_where_all_that_ask_for_less_are_slower(tracking, plant):
