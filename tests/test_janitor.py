@@ -74,14 +74,7 @@ CRASHED = {"fork server", "sweep-init", "training", "worker"}  # whose end the a
 @pytest.mark.parametrize("shm", ["private", "host"])
 @pytest.mark.parametrize("link", LINKS)
 def test_nothing_is_left_ten_seconds_after_a_link_was_killed(tones, tmp_path, short_folder, link: str, shm: str) -> None:
-    check_link(tones, tmp_path, short_folder, link, shm)
-
-
-def test_nothing_is_left_ten_seconds_after_launch_was_killed(tones, tmp_path, short_folder) -> None:
-    check_link(tones, tmp_path, short_folder, "launch.py", "private" if can_isolate() else "host")
-
-
-def check_link(tones: Path, folder: Path, temporary: Path, link: str, shm: str) -> None:
+    folder, temporary = tmp_path, short_folder
     if shm == "private" and not can_isolate():
         pytest.skip("this machine forbids mount namespaces")
     (folder / "sweep.yaml").write_text(SWEEP.format(tones=tones, shm=shm))
