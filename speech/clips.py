@@ -37,9 +37,8 @@ class Request(NamedTuple):
     clips: list[int]  # their indices in the split
 
 
-Sample = tuple[
-    torch.Tensor | int, ...
-]  # picture (C, M, T) or, in device form, waveform (S,); label; in device form masks, where any are laid
+# Picture (C, M, T) and label; in device form waveform (S,), label and, where any are laid, masks
+Sample = tuple[torch.Tensor | int, ...]
 
 
 def picture_of(config: TrialConfig, corpus: PreparedCorpus) -> Picture:
@@ -52,7 +51,7 @@ class Clips(Dataset[Sample]):
     """One split. A Request -> its samples; only the training split is changed by `augment`."""
 
     def __init__(self, config: TrialConfig, corpus: PreparedCorpus, split: str, seed: int, log: FetchLog | None = None):
-        self.config, self.corpus, self.split, self.seed, self.log = config, corpus, split, seed, log
+        self.config, self.corpus, self.seed, self.log = config, corpus, seed, log
         self.clips, self.form = corpus.split(split), config.loader.form
         augment = config.augment
         self.augment = augment if split == "training" and (augment.on_waveform or augment.on_picture) else None
