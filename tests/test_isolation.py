@@ -52,6 +52,30 @@ def test_a_tree_has_a_shm_of_its_own_size_and_the_hosts_stays(template, tmp_path
     assert not [mount for mount in Path("/proc/mounts").read_text().splitlines() if f"size={size // 1024}k" in mount]
 
 
+def test_without_a_size_it_has_one_of_its_own_as_large_as_the_nodes(template, tmp_path) -> None:
+    """So that nothing which a killed worker leaves there stays."""
+    with open("/dev/shm/of-the-node", "wb") as file:
+        file.write(bytes(1 << 20))
+    try:
+        *_, ending = template.run(Task("look", {}), tmp_path / "log")
+        assert ending["status"] == 0
+        assert ending["shm_limit_bytes"] == shm_usage().limit_bytes
+        assert ending["shm_unrelated_bytes"] == 0 < shm_usage().used_bytes
+    finally:
+        os.unlink("/dev/shm/of-the-node")
+
+
+def test_modules_in_the_folder_of_a_launch_are_not_taken_for_ours(tmp_path) -> None:
+    for name in ("select.py", "speech.py", "sweeps.py"):
+        (tmp_path / name).write_text("raise RuntimeError('a stranger was imported')")
+    made = Template(tmp_path)
+    try:
+        *_, ending = made.run(Task("look", {}), tmp_path / "log")
+        assert ending["status"] == 0
+    finally:
+        made.close()
+
+
 def as_nobody(dumpable: bool) -> str:
     """What a forked child that has become an ordinary user says of its /dev/shm after asking for one of 2 MiB."""
     reading, writing = os.pipe()
