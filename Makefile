@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability clean
+.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability bench-forecast bench-advise clean
 
 sweep: $(VENV)/requirements.done
 	$(RUN) launch.py sweep.yaml
@@ -40,6 +40,12 @@ bench-forms: $(VENV)/requirements-dev.done
 
 bench-repeatability: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.repeatability
+
+bench-forecast: $(VENV)/requirements.done
+	$(RUN) -m tests.benchmarks.forecast --method-forecast
+
+bench-advise: $(VENV)/requirements.done
+	$(RUN) -m tests.benchmarks.advise
 
 gpu: $(VENV)/requirements-dev.done
 	$(RUN) -m tests.benchmarks.gpu

@@ -1,7 +1,9 @@
 """python launch.py sweep.yaml: runs a sweep and prints its tables. Flags and exit codes; the work is in sweeps/ and analysis/.
 
-Exit codes: 0 every trial settled; 1 some trial failed; 2 faults in the YAML; 3 preflight, or another launch holds the sweep;
-130 interrupted.
+python launch.py --advise module:make_loader measures a loader of another project instead, and says how many workers it should have.
+
+Exit codes: 0 every trial settled; 1 some trial failed; 2 faults in the YAML, or in what --advise was given; 3 preflight, or another
+launch holds the sweep; 130 interrupted.
 """
 
 import argparse
@@ -13,26 +15,63 @@ from sweeps.config import ConfigFaults, SweepConfig, load
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Run a sweep of audio classifiers and print its tables.")
-    parser.add_argument("sweep", type=Path, help="the sweep's YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as parameters.sgdr.epochs=3")
-    way = parser.add_mutually_exclusive_group()
-    way.add_argument("--dry-run", action="store_true", help="print every trial and what it needs of /dev/shm; start nothing")
-    way.add_argument("--test", action="store_true", help="read the test split once, with the best ensemble on validation")
-    flags = parser.parse_args(arguments)
+    flags = parsed(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a line a trial also where the output is a file or a pipe
+    if flags.advise:
+        return advise(flags.advise, flags.batch_size, flags.step, flags.step_s)
     try:
         config = load(flags.sweep, flags.set)
     except ConfigFaults as faults:
         print(faults, file=sys.stderr)
         return 2
     text = "\n".join([flags.sweep.read_text("utf-8").rstrip("\n"), *(f"# --set {override}" for override in flags.set), ""])
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a line a trial also where the output is a file or a pipe
     try:
         return dry_run(config) if flags.dry_run else launch(config, text, flags.test)
     except KeyboardInterrupt:
         print("\nInterrupted. Settled trials are kept; the same command runs the rest.", file=sys.stderr)
         return 130
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Run a sweep of audio classifiers and print its tables, or advise on any DataLoader.")
+    parser.add_argument("sweep", type=Path, nargs="?", help="the sweep's YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as parameters.sgdr.epochs=3")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--dry-run", action="store_true", help="print every trial and what it needs of /dev/shm; start nothing")
+    way.add_argument("--test", action="store_true", help="read the test split once, with the best ensemble on validation")
+    way.add_argument("--advise", metavar="MODULE:NAME", help="no sweep: how many workers the loader should have that this function returns")
+    advising = parser.add_argument_group("with --advise")
+    advising.add_argument("--batch-size", type=int, metavar="N", help="where the function returns a Dataset; 32 if not given")
+    step = advising.add_mutually_exclusive_group()
+    step.add_argument("--step", metavar="MODULE:NAME", help="a training step to be timed, called with a batch")
+    step.add_argument("--step-s", type=float, metavar="SECONDS", help="what a training step takes on the accelerator")
+    flags = parser.parse_args(arguments)
+    if flags.advise and (flags.sweep or flags.set):
+        parser.error("--advise takes no sweep file and no --set")
+    if not flags.advise and not flags.sweep:
+        parser.error("name a sweep's YAML file, or a loader: --advise module:make_loader")
+    if not flags.advise and (flags.batch_size is not None or flags.step or flags.step_s is not None):
+        parser.error("--batch-size, --step and --step-s go with --advise; a sweep's file holds its own")
+    if (flags.batch_size is not None and flags.batch_size < 1) or (flags.step_s is not None and flags.step_s < 0):
+        parser.error("--batch-size is at least 1, and --step-s at least 0")
+    return flags
+
+
+def advise(target: str, batch_size: int | None, step: str | None, step_s: float | None) -> int:
+    """Measures another project's loader, found from the current folder, and prints the advice; returns the exit code."""
+    from sweeps.advise import AdviceError, Request, tell
+    from sweeps.preflight import PreflightError
+
+    try:
+        tell(Request(target, str(Path.cwd()), batch_size, step, step_s), print)
+    except (AdviceError, PreflightError) as problem:
+        print(problem, file=sys.stderr)
+        return 2 if isinstance(problem, AdviceError) else 3
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+    return 0
 
 
 def dry_run(config: SweepConfig) -> int:

@@ -3,15 +3,17 @@
 The one idea is two axes beside each other. On the host's, start, fill, wait, step and other are all of an epoch, in seconds; on the
 accelerator's, it is busy or it pauses. Whether the batch was ready when the loop asked, and the cores that were at work, say why. Size of
 /dev/shm changes whether a trial runs and not how its time is spent, so a worker count has one row, from the largest size that it has
-times for. `epoch_parts` gives the figures, `tables` the page.
+times for. Which trials were disturbed is said once, below table 1: there is no table 2 without one. `epoch_parts` gives the figures,
+`tables` the page.
 """
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
-from analysis.page import decimals, disturbance_lines, grid, heading, spread
+from analysis.page import WIDTH, decimals, grid, heading, spread
 from analysis.runs import Comparable
 from analysis.tradeoff import SHM, WORKERS, groups, timed
 from sweeps.tracking import written
@@ -20,11 +22,11 @@ SPANS = ("start_s", "fill_s", "wait_s", "step_s", "other_s")
 MEDIANS = (*SPANS, "epoch_s", "clips_per_s", "busy_fraction", "stall_steps", "max_gap_s", "occupancy", "shm_peak_bytes", "read_bytes")
 HOST = ("start", "fill", "wait", "step", "other", "epoch", "clips\n/s")
 ACCELERATOR = ("busy\n%", "stalls", "gap\ns", "ready\n%", "cores", "peak\nMiB", "read\nMiB")
-CAPTION = """\
-Medians over trials. The host's seconds: start makes workers, fill awaits the first batch, wait the
-later ones. The accelerator's: busy, of the epoch; stalls, steps it idled over 1 ms for; gap, its
-longest pause. Ready: batches there when asked for. Cores: CPU seconds a second, workers' and all.
-Peak: of /dev/shm. Read: from storage; 0.0 came from the page cache."""
+CAPTION = (
+    "Medians over {trials}. The host's seconds: start makes workers, fill awaits the first batch, wait the later ones. The accelerator's: "
+    "busy, of the epoch; stalls, steps it idled over 1 ms for; gap, its longest pause. Ready: batches there when asked for. Cores: CPU "
+    "seconds a second, workers' and all. Peak: of /dev/shm. Read: from storage; 0.0 came from the page cache."
+)
 
 
 def epoch_parts(frame: pd.DataFrame) -> pd.DataFrame:
@@ -79,8 +81,8 @@ def _table(group: Comparable, rows: pd.DataFrame, markdown: bool) -> str:
         texts = [[str(row.num_workers), *(text for name in names for text in axes[name][1](row, digits))] for row in rows.itertuples()]
         return grid(headers, texts, ["right"] * len(headers), markdown)
 
-    caption = CAPTION.replace("\n", " ") if markdown else CAPTION
-    notes = [caption, *_sizes(rows), *_shipped(group), *_sums(rows, digits), *_older(rows), *disturbance_lines(group.trials, markdown)]
+    caption = CAPTION.format(trials=_counts(rows))
+    notes = [caption if markdown else textwrap.fill(caption, WIDTH), *_sizes(rows), *_shipped(group), *_sums(rows, digits), *_older(rows)]
     return "\n".join([title, *spread(list(axes), draw, markdown), *notes])
 
 
@@ -102,6 +104,13 @@ def _accelerator(row: Any, digits: int) -> list[str]:
 
 def _figure(value: float, digits: int) -> str:
     return "-" if pd.isna(value) else f"{value:,.{digits}f}"
+
+
+def _counts(rows: pd.DataFrame) -> str:
+    """'3 trials', and where a row has another number of them, '3 trials (1 at 8 workers)'."""
+    usual = int(rows["n"].mode().max())
+    others = [f"{row.n} at {row.num_workers} workers" for row in rows.itertuples() if row.n != usual]
+    return f"{usual} trial{'s' * (usual > 1)}" + (f" ({', '.join(others)})" if others else "")
 
 
 def _usual(rows: pd.DataFrame) -> str:

@@ -69,7 +69,7 @@ def advise(group: Comparable) -> Advice:
 
 def sentences(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
     """A recommendation in words for each group of trials that varies the number of workers, from the frame of `runs.sweep_runs`."""
-    found = [group for group in groups(frame) if group.trials[WORKERS].nunique() > 1]
+    found = [group for group in groups(frame) if len(group.values(WORKERS)) > 1]
     named = Counter((group.block, group.varied) for group in found)
     texts = [_sentence(group, several=named[group.block, group.varied] > 1) for group in found]
     return texts if markdown else [textwrap.fill(text, WIDTH) for text in texts]
@@ -83,7 +83,7 @@ def _cells(trials: pd.DataFrame) -> Iterator[Cell]:
 
 
 def _sentence(group: Comparable, several: bool) -> str:
-    advice, several_sizes = advise(group), group.trials[SHM].nunique(dropna=False) > 1
+    advice, several_sizes = advise(group), len(group.values(SHM)) > 1
     where = ", ".join([f"block {group.block}", *filter(None, [group.varied, group.surroundings if several else ""])])
 
     def named(cell: Cell) -> str:
@@ -108,6 +108,8 @@ def _sentence(group: Comparable, several: bool) -> str:
         said += f" {advice.runner_up.median_s:.{digits}f} s: {_percent(advice.runner_up_change)}."
     else:
         said += ", the fastest."
+    if len(group.forecast_only):
+        said += " Cells that were forecast and not measured are not compared."
     if pd.notna(advice.cell.foreseen_bytes):
         said += f" It may overflow when rates change: its loader can take {advice.cell.foreseen_bytes / 2**20:,.1f} MiB of /dev/shm."
     return said

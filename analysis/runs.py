@@ -51,12 +51,16 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
         loader.num_workers, sgdr.lr ...   every resolved parameter under its dotted name: numbers where all values are, otherwise str;
                            sizes in bytes, lists as JSON text; of the parameters in AGED a run that is older has the value there
 
-    frame.attrs holds `sweep`, `uri` (absolute), `experiment` and `plan`, the number of trials in the latest plan. LookupError if there
-    is no such sweep: it lists those there are.
+    frame.attrs holds `sweep`, `uri` (absolute), `experiment`, `plan`, the number of trials of the latest plan that are to be measured, and
+    `forecast_only`, a dict for each of its trials that `method: forecast` left to its forecast: key, block, repeat, its forecast_... as
+    far as the plan has them, and its parameters as above. LookupError if there is no such sweep: it lists those there are.
     """
     client, parent = _find(name, uri, experiment)
     attempts = children(client, parent)
-    plan = _plan_keys(client, parent) if attempts else set()
+    rows_of_plan = _plan_rows(client, parent) if attempts else []
+    settled = {run.data.tags["key"] for run in attempts if _is_settled(run)}
+    forecast_only = [row for row in rows_of_plan if not row.get("measured", True) and row["key"] not in settled]
+    plan = {row["key"] for row in rows_of_plan} - {row["key"] for row in forecast_only}
     counts = Counter(run.data.tags["key"] for run in attempts)
     disturbances = Counter(run.data.tags["key"] for run in attempts if _is_settled(run) and _disturbed(run))
     kept: dict[str, Run] = {}
@@ -70,6 +74,7 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
         frame = frame.fillna({name: value for name, value in AGED.items() if name in frame})
         frame[converted] = frame[converted].convert_dtypes()
     frame.attrs = {"sweep": name, "uri": resolve_uri(uri), "experiment": experiment, "plan": len(plan)}
+    frame.attrs["forecast_only"] = [_forecast_row(row) for row in forecast_only]
     return frame
 
 
@@ -80,30 +85,64 @@ class Comparable(NamedTuple):
     varied: str  # 'form=png prefetch_factor=4': what tells this group from the block's others; empty when it is the only one
     surroundings: str  # 'paced: 25 ms a step · 2 cores · 2 threads · float32'
     trials: pd.DataFrame
+    forecast_only: pd.DataFrame  # those that were planned like them and never measured, as in frame.attrs; the columns spread out at least
+
+    def values(self, column: str) -> set[Any]:
+        """What the trials have in a column, measured or not; None where they have nothing."""
+        return _values(self.trials, column) | _values(self.forecast_only, column)
 
 
 def comparable(frame: pd.DataFrame, spread: tuple[str, ...]) -> Iterator[Comparable]:
     """Splits the planned trials by block, by every parameter outside `spread` that varies, and by surroundings."""
     planned = frame[frame["planned"].astype(bool)]  # a frame without rows has no types
+    planned.attrs = {}  # pandas copies them, deeply, at nearly every step
+    left_out = pd.DataFrame(frame.attrs.get("forecast_only", []))
     for block, trials in planned.groupby("block", sort=False):
         trials = _with_surroundings(trials)
-        varying = [column for column in trials if "." in column and column not in spread and trials[column].nunique(dropna=False) > 1]
+        foreseen = left_out[left_out["block"] == block] if len(left_out) else left_out
+        parameters = dict.fromkeys(column for column in (*trials, *foreseen) if "." in column and column not in spread)
+        varying = [column for column in parameters if len(_values(trials, column) | _values(foreseen, column)) > 1]
         names = short_names(varying)
         idle = [column for column in varying if column in IDLE_AT_0]
+        trials = trials.assign(**{column: None for column in varying if column not in trials})
         for _, group in trials.groupby([*varying, *SURROUNDINGS], sort=False, dropna=False):
             first = group.iloc[0]
             if idle:
                 group = pd.concat([group, _alike_at_0(trials, first, [*varying, *SURROUNDINGS], idle)]).drop_duplicates("key")
             varied = " ".join(f"{names[column]}={_shown(column, first[column])}" for column in varying)
-            yield Comparable(str(block), varied, _describe(first), group)
+            with_it = foreseen.iloc[:0]
+            if len(foreseen) and _is_newest(first, trials[_alike(trials, first, varying)]):
+                with_it = foreseen[_alike(foreseen, first, varying)]
+                if idle:
+                    with_it = pd.concat([with_it, _alike_at_0(foreseen, first, varying, idle)]).drop_duplicates("key")
+            with_it = with_it.reindex(columns=[*dict.fromkeys((*with_it, *spread))])
+            yield Comparable(str(block), varied, _describe(first), group, with_it)
+
+
+def _values(trials: pd.DataFrame, column: str) -> set[Any]:
+    """A column that there is not holds nothing but None."""
+    found = trials[column] if column in trials else [None] * min(len(trials), 1)
+    return {None if pd.isna(value) else value for value in found}
+
+
+def _alike(trials: pd.DataFrame, first: pd.Series, columns: list[str]) -> pd.Series:
+    """Which trials equal `first` in these columns; nothing equals nothing."""
+    alike = pd.Series(True, index=trials.index)
+    for column in columns:
+        found = trials[column] if column in trials else pd.Series(None, index=trials.index, dtype=object)
+        alike &= ((found == first[column]).fillna(False) | (found.isna() & pd.isna(first[column]))).astype(bool)
+    return alike
 
 
 def _alike_at_0(trials: pd.DataFrame, first: pd.Series, columns: list[str], idle: list[str]) -> pd.DataFrame:
     """The trials without workers that differ from `first` in nothing but keys that mean nothing at 0 workers: their baseline too."""
-    alike = trials["loader.num_workers"] == 0
-    for column in (column for column in columns if column not in idle):
-        alike &= (trials[column] == first[column]) | (trials[column].isna() & pd.isna(first[column]))
-    return trials[alike.fillna(False)]
+    alike = _alike(trials, first, [column for column in columns if column not in idle])
+    return trials[alike & (trials["loader.num_workers"] == 0).fillna(False).astype(bool)]
+
+
+def _is_newest(first: pd.Series, trials: pd.DataFrame) -> bool:
+    """Whether `first` ran where the latest of `trials` did: a forecast is one for the machine of the latest launch."""
+    return bool(_alike(trials, first, list(SURROUNDINGS)).iloc[-1])
 
 
 def _find(name: str, uri: str, experiment: str) -> "tuple[MlflowClient, Run]":
@@ -127,11 +166,16 @@ def _find(name: str, uri: str, experiment: str) -> "tuple[MlflowClient, Run]":
     raise LookupError(f"no sweep {name!r} in experiment {experiment!r} at {uri}. {listed}" + (f" Did you mean {near[0]}?" if near else ""))
 
 
-def _plan_keys(client: "MlflowClient", parent: "Run") -> set[str]:
+def _plan_rows(client: "MlflowClient", parent: "Run") -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
-        return {
-            row["key"] for row in json.loads(Path(client.download_artifacts(parent.info.run_id, "plan.json", scratch)).read_text("utf-8"))
-        }
+        return json.loads(Path(client.download_artifacts(parent.info.run_id, "plan.json", scratch)).read_text("utf-8"))
+
+
+def _forecast_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A trial of the plan that is not to be measured, in the words of a measured one."""
+    known = {name: row[name] for name in ("key", "block", "repeat", "forecast_fit") if name in row}
+    texts = {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for name, value in row["config"].items()}
+    return known | row["forecast"] | {name: _value(text) for name, text in texts.items() if "." in name}
 
 
 def _is_settled(run: "Run") -> bool:

@@ -9,6 +9,7 @@ import argparse
 import itertools
 import json
 import re
+import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -104,10 +105,9 @@ def _lanes(epoch: Record, limit: int | None) -> Iterator[Lane]:
     yield Lane("training\nprocess", 0.3, lambda axes: _training(axes, epoch, received))
     if epoch.get("busy"):
         yield Lane("accelerator", 0.3, lambda axes: _accelerator(axes, epoch))
-    samples = [*zip(received, steps.get("shm_bytes", []), strict=False)]
-    samples += zip(fetches.get("end_s", []), fetches.get("shm_bytes", []), strict=False)
+    samples = [(time, used) for time, used in zip(received, steps.get("shm_bytes", []), strict=False) if used is not None]
     if samples and MAIN not in rows:  # without workers no batch travels through it
-        yield Lane("/dev/shm,\nMiB", 0.8, lambda axes: _shm(axes, sorted(samples), limit))
+        yield Lane("/dev/shm,\nMiB", 0.8, lambda axes: _shm(axes, samples, limit))
 
 
 def _workers(axes: Axes, rows: Mapping[int, Intervals]) -> None:
@@ -266,11 +266,17 @@ def main(arguments: list[str] | None = None) -> None:
         runs = [given.name]
         if not re.fullmatch("[0-9a-f]{32}", given.name):
             runs = matching(sweep_runs(given.name, given.uri, given.experiment), given.filters)["run_id"].tolist()
-        client = connect(uri)
-        for run_id in runs:
-            print(draw(client, run_id, given.out, given.epoch))
     except LookupError as error:
         parser.exit(2, f"{error.args[0]}\n")
+    client, drawn = connect(uri), 0
+    for run_id in runs:
+        try:
+            print(draw(client, run_id, given.out, given.epoch))
+            drawn += 1
+        except LookupError as error:  # as of a trial that overflowed in its first epoch; the others have their pictures
+            print(error.args[0], file=sys.stderr)
+    if not drawn:
+        parser.exit(2)
 
 
 if __name__ == "__main__":

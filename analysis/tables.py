@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from analysis import cycles, epochs, fit, recommendation, tradeoff
+from analysis import cycles, epochs, fit, forecasts, recommendation, tradeoff
 from analysis.page import WORDS
 from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, sweep_runs
 from sweeps.tracking import SETTLED, database_file, resolve_uri
@@ -15,7 +15,7 @@ def render(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIME
     frame = sweep_runs(name, uri, experiment)
     parts = [_head(frame, markdown)]
     for _, trials in frame.groupby("block", sort=False):
-        for of_block in (tradeoff.tables, epochs.tables, recommendation.sentences, fit.tables, cycles.tables):
+        for of_block in (tradeoff.tables, epochs.tables, forecasts.tables, recommendation.sentences, fit.tables, cycles.tables):
             parts += of_block(trials, markdown)
     return "\n\n".join([*parts, _next(name, uri, experiment, markdown)]) + "\n"
 
@@ -33,7 +33,7 @@ def _head(frame: pd.DataFrame, markdown: bool) -> str:
     planned = frame[frame["planned"].astype(bool)]
     counts = [f"{count} {WORDS.get(outcome, outcome)}" for outcome, count in planned["outcome"].value_counts().items()]
     title = f"Sweep {frame.attrs['sweep']}: {', '.join(counts) or 'no trial has run yet'}"
-    lines = [f"## {title}" if markdown else title]
+    lines = [f"## {title}" if markdown else title, *_left_to_forecasts(frame)]
     if missing := frame.attrs["plan"] - len(planned):
         lines.append(f"{missing} of {frame.attrs['plan']} planned trials have not run.")
     if others := len(frame) - len(planned):
@@ -43,6 +43,16 @@ def _head(frame: pd.DataFrame, markdown: bool) -> str:
     if len(failed) > SHOWN_FAILURES:
         lines.append(f"and {len(failed) - SHOWN_FAILURES} more that failed.")
     return ("\n\n" if markdown else "\n").join(lines)
+
+
+def _left_to_forecasts(frame: pd.DataFrame) -> list[str]:
+    """What `method: forecast` spared: a trial that is sure to overflow would have ended at once."""
+    if not (left_out := frame.attrs["forecast_only"]):
+        return []
+    seconds = [row["forecast_epoch_s"] * row["sgdr.epochs"] for row in left_out if row.get("forecast_fit") != "overflows"]
+    measured, minutes = frame.attrs["plan"], sum(seconds) / 60
+    said = f"{minutes:.0f}" if minutes >= 10 else f"{minutes:.1f}"
+    return [f"{measured} of {measured + len(left_out)} trials measured, the others forecast: about {said} min saved."]
 
 
 def _first_line(evidence: str | None) -> str:

@@ -3,7 +3,8 @@
 The one idea is that a cell with no time is still an answer: where trials overflowed /dev/shm the cell says so, and how many of how many.
 A worker count is compared with 0 workers at the same /dev/shm and in the same repeat, never across hardware or across another
 parameter; each such combination has a table of its own. Where trials can't tell two counts apart, or lie far apart themselves, the
-table says so. `epoch_times` gives the figures, `tables` the page.
+table says so. A cell that `method: forecast` did not measure shows its forecast, marked. `epoch_times` gives the figures, `tables` the
+page.
 """
 
 import math
@@ -19,6 +20,7 @@ from sweeps.tracking import written
 
 WORKERS, SHM = "loader.num_workers", "loader.shm_size"
 MARK = "†"  # beside a time whose trials lie far apart
+NOT_MEASURED = "~ Not measured: by its forecast this cell can't change the recommendation."
 TIMED = ("completed", "stopped_early")  # a trial cut short by an overflow may hold an epoch or two; they are no cell of this table
 
 
@@ -28,8 +30,9 @@ def epoch_times(frame: pd.DataFrame) -> pd.DataFrame:
     Columns: block, varied, surroundings (str; the table the cell belongs to), shm_size (str, '64M' or 'node'), num_workers (int),
     trials and n (int: all, and those with a time), median_s, min_s, max_s, fill_s (float: over the n trials' medians of warm epochs),
     spread (float: (max_s - min_s) / median_s, NaN for n = 1), outcomes (str: how the others ended, '1 of 3 overflowed'), change,
-    change_low, change_high (float: relative to 0 workers, -0.25 for a quarter less, with its 95 % interval; NaN below three pairs).
-    Blocks in which neither count nor size varies are left out.
+    change_low, change_high (float: relative to 0 workers, -0.25 for a quarter less, with its 95 % interval; NaN below three pairs),
+    forecast_s (float: of a cell of no trials, which was forecast and never measured; otherwise NaN). Blocks in which neither count nor
+    size varies are left out.
     """
     return pd.DataFrame([row for group in groups(frame) for row in _cells(group)])
 
@@ -42,7 +45,7 @@ def tables(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
 def groups(frame: pd.DataFrame) -> Iterator[Comparable]:
     """What has a table 1: trials that differ in number of workers, size of /dev/shm and repeat only, where one of the first two varies."""
     for group in comparable(_with_sizes(frame), (WORKERS, SHM)):
-        if group.trials[WORKERS].nunique() > 1 or group.trials[SHM].nunique(dropna=False) > 1:
+        if len(group.values(WORKERS)) > 1 or len(group.values(SHM)) > 1:
             yield group
 
 
@@ -52,9 +55,11 @@ def _with_sizes(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cells(group: Comparable) -> Iterator[dict[str, Any]]:
-    for size, of_size in group.trials.groupby(SHM, dropna=False):
+    for size in sorted(group.values(SHM), key=lambda size: float("inf") if size is None else size):
+        of_size, foreseen = (_of_size(trials, size) for trials in (group.trials, group.forecast_only))
         baseline = epoch_seconds(of_size[of_size[WORKERS] == 0])
-        for workers, trials in of_size.groupby(WORKERS):
+        for workers in sorted({*of_size[WORKERS], *foreseen[WORKERS]}):
+            trials = of_size[of_size[WORKERS] == workers]
             with_time = timed(trials)
             times = with_time.set_index("repeat")["epoch_s"]
             change = paired_change(times, baseline) if workers else None
@@ -62,7 +67,7 @@ def _cells(group: Comparable) -> Iterator[dict[str, Any]]:
                 "block": group.block,
                 "varied": group.varied,
                 "surroundings": group.surroundings,
-                "shm_size": written(SHM, None if pd.isna(size) else int(size)),
+                "shm_size": written(SHM, None if size is None else int(size)),
                 "num_workers": int(workers),
                 "trials": len(trials),
                 "n": len(times),
@@ -75,7 +80,18 @@ def _cells(group: Comparable) -> Iterator[dict[str, Any]]:
                 "change": change.value if change else math.nan,
                 "change_low": change.low if change else math.nan,
                 "change_high": change.high if change else math.nan,
+                **({"forecast_s": math.nan} if len(trials) else _foreseen(foreseen[foreseen[WORKERS] == workers])),
             }
+
+
+def _of_size(trials: pd.DataFrame, size: int | None) -> pd.DataFrame:
+    return trials[trials[SHM].isna() if size is None else (trials[SHM] == size).fillna(False).astype(bool)]
+
+
+def _foreseen(trials: pd.DataFrame) -> dict[str, Any]:
+    """What a cell was forecast to take, none of whose trials was measured; it may be sure to overflow."""
+    overflows = "forecast_fit" in trials and (trials["forecast_fit"] == "overflows").all()
+    return {"forecast_s": float(trials["forecast_epoch_s"].median()), "outcomes": "overflows" if overflows else ""}
 
 
 def timed(trials: pd.DataFrame) -> pd.DataFrame:
@@ -94,6 +110,8 @@ def _table(group: Comparable, markdown: bool) -> str:
     notes = ["Median over n trials of their epoch seconds (fastest-slowest trial); warm epochs only."]
     if (cells["spread"] > WIDE).any():
         notes.append(f"{MARK} Fastest and slowest trial lie more than {100 * WIDE:.0f} % of the median apart.")
+    if cells["forecast_s"].notna().any():
+        notes.append(NOT_MEASURED)
     notes += disturbance_lines(group.trials, markdown)
     return "\n".join([title, *_spread(_time_columns(cells), markdown), *notes, "", *_changes(cells, markdown)])
 
@@ -116,15 +134,18 @@ Columns = dict[str, dict[int, tuple[str, ...]]]  # header of a size -> num_worke
 
 
 def _time_columns(cells: pd.DataFrame) -> Columns:
-    digits = decimals(cells["median_s"].min())
+    digits = decimals(cells[["median_s", "forecast_s"]].min(axis=None))
     widest = len(f"{cells['median_s'].max():.{digits}f}")
     columns: Columns = {}
     for cell in cells.itertuples():
-        columns.setdefault(f"shm {cell.shm_size}", {})[cell.num_workers] = (_time_text(cell, digits, widest), str(cell.n))
+        texts = (_time_text(cell, digits, widest), str(cell.n) if cell.trials else "")
+        columns.setdefault(f"shm {cell.shm_size}", {})[cell.num_workers] = texts
     return columns
 
 
 def _time_text(cell: Any, digits: int, widest: int) -> str:
+    if not cell.trials:
+        return f"~{cell.outcomes or f'{cell.forecast_s:.{digits}f}'} forecast"
     if not cell.n:
         return cell.outcomes
     median, mark = f"{cell.median_s:{widest}.{digits}f}", MARK if cell.spread > WIDE else ""

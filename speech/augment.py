@@ -11,6 +11,7 @@ import torch
 
 from speech.config import SAMPLE_RATE, Augment
 
+LOUDEST = 1 - 2**-15  # what 16 bits hold at most; at least, they hold -1
 MASKS = 2  # bands and stretches blanked per clip (SpecAugment, Park et al., Interspeech 2019, table 1: mF = mT = 2)
 
 
@@ -22,7 +23,10 @@ def draws(*key: int) -> np.random.Generator:
 def augment_waveform(
     waveform: np.ndarray, augment: Augment, rng: np.random.Generator, read_noise: Callable[[np.random.Generator, int], np.ndarray]
 ) -> np.ndarray:
-    """Speed, time shift and background noise, in that order. `read_noise(rng, samples)` returns a stretch of noise."""
+    """Speed, time shift and background noise, in that order. `read_noise(rng, samples)` returns a stretch of noise.
+
+    A mix that is too loud is clipped where a recording of 16 bits is: the device form ships it as that, and all forms are to sound alike.
+    """
     if augment.speed:
         waveform = change_speed(waveform, rng.uniform(1 - augment.speed, 1 + augment.speed))
     if augment.shift_ms:
@@ -30,7 +34,7 @@ def augment_waveform(
         waveform = shift(waveform, int(rng.integers(-most, most, endpoint=True)))
     if augment.noise and rng.random() < augment.noise:
         snr_db = rng.uniform(*augment.noise_snr_db)
-        waveform = mix(waveform, read_noise(rng, len(waveform)), snr_db)
+        waveform = mix(waveform, read_noise(rng, len(waveform)), snr_db).clip(-1, LOUDEST)
     return waveform
 
 

@@ -1,9 +1,10 @@
 """One timed pass over the training split: what its time went into, and the raw steps behind every figure.
 
-The timed loop reads one clock and one statvfs a step; all else is either counted by others (speech/fetches.py by the workers, CUDA
+The timed loop reads one clock and at most one statvfs a step; all else is either counted by others (speech/fetches.py by the workers, CUDA
 events by the GPU) or looked at just before and just after the epoch (speech/usage.py). Nothing here synchronises but the end.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -17,6 +18,7 @@ from speech.learner import Interval, Learner
 from speech.timing import Gauge, Timeline, accelerator_metrics
 
 Record = dict[str, Any]
+SAMPLE_S = 0.01  # between looks at /dev/shm: they take a hundredth of a short step
 Work = Callable[[Any, int, int], tuple[torch.Tensor | None, Interval | None]]  # (batch, epoch, step) -> loss, when the device was busy
 
 
@@ -25,23 +27,30 @@ def run_epoch(
 ) -> tuple[dict[str, float], Record, float]:
     """Its metrics, its raw record and the moment of time.perf_counter at which its clock started.
 
-    Raw: `steps` (a value a step: ask_s since the epoch began, wait_s, step_s, other_s, shm_bytes in use when the batch had come), `busy`
-    (the accelerator's intervals) and `fetches` (see speech.fetches), all times in seconds since the epoch began.
+    Raw: `steps` (a value a step: ask_s since the epoch began, wait_s, step_s, other_s, and with workers shm_bytes in use when the batch
+    had come, None less than SAMPLE_S after the last look), `busy` (the accelerator's intervals) and `fetches` (see speech.fetches), all
+    times in seconds since the epoch began.
     """
     gauge.take_shm_peak_bytes()
     busy: list[Interval] = []
     losses: list[torch.Tensor] = []
-    shm: list[int] = []
+    shm: list[int | None] = []
+    sampled = loader.num_workers > 0  # otherwise no batch travels through it
+    looked = -math.inf
     clips = 0
     before = usage.look()
     timeline = Timeline()
     batches = iter(loader)
-    timeline.lap("start")
+    _, asked = timeline.lap("start")
     for step in range(len(loader)):
         gauge.waiting()
         batch = next(batches)
         gauge.beat()
-        shm.append(shm_used_bytes())
+        if sampled and asked - looked >= SAMPLE_S:
+            looked = asked
+            shm.append(shm_used_bytes())
+        else:
+            shm.append(None)
         timeline.lap("wait" if step else "fill")
         loss, interval = work(batch, epoch, step)
         spent = timeline.lap("step")
@@ -50,12 +59,12 @@ def run_epoch(
             losses.append(loss)
         clips += len(batch[1])
         del batch  # its room in /dev/shm is free before the loader is asked for more
-        timeline.lap("other")
+        _, asked = timeline.lap("other")
     if learner:
         learner.synchronise()
         timeline.lap("step")
     after = usage.look()
-    steps = _steps(timeline, len(loader)) | {"shm_bytes": shm}
+    steps = _steps(timeline, len(loader)) | ({"shm_bytes": shm} if sampled else {})
     fetches = log.take(timeline.began)
     metrics = timeline.metrics() | _of_loader(fetches, steps["ask_s"]) | _of_node(before, after, fetches)
     on_gpu = learner.take_busy() if learner else None
@@ -92,4 +101,4 @@ def _of_node(before: usage.Usage, after: usage.Usage, fetches: Fetches) -> dict[
 
 def _rounded(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """To microseconds, which is what the clock is good for."""
-    return {name: [round(value, 6) for value in values] for name, values in columns.items()}
+    return {name: [None if value is None else round(value, 6) for value in values] for name, values in columns.items()}

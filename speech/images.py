@@ -4,8 +4,6 @@ It is the form of the article that this project grew from: a picture of the soun
 """
 
 import hashlib
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from PIL import Image
 from speech.config import TrialConfig, cache_dir
 from speech.corpora import PreparedCorpus
 from speech.features import Picture
+from speech.packed import written_once
 from speech.shapes import IMAGE_CHANNELS, IMAGE_SIDE, clip_samples
 
 IMAGE_RANGE = 4.0  # a picture's brightness spans +-4 deviations of its row
@@ -28,17 +27,14 @@ def image_folder(config: TrialConfig, corpus: PreparedCorpus) -> Path:
 
 def write_images(config: TrialConfig, corpus: PreparedCorpus, picture: Picture, folder: Path) -> None:
     """All of them or none, whenever the process stops."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    for split in ("training", "validation", "testing"):
-        (partial / split).mkdir()
-        for index, clip in enumerate(corpus.split(split)):
-            waveform = torch.from_numpy(corpus.read(clip, clip_samples(config)))
-            to_image(picture(waveform[None])[0]).save(partial / split / f"{index}.png")
-    try:
-        partial.rename(folder)
-    except OSError:  # another process was quicker; its images are the same
-        shutil.rmtree(partial)
+    with written_once(folder) as partial:
+        if partial is None:
+            return
+        for split in ("training", "validation", "testing"):
+            (partial / split).mkdir(parents=True)
+            for index, clip in enumerate(corpus.split(split)):
+                waveform = torch.from_numpy(corpus.read(clip, clip_samples(config)))
+                to_image(picture(waveform[None])[0]).save(partial / split / f"{index}.png")
 
 
 def to_image(picture: torch.Tensor) -> Image.Image:

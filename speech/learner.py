@@ -1,7 +1,8 @@
 """A network that learns: one optimisation step, and predictions.
 
 Mixed precision (bfloat16, or float16 with a loss scaler) and channels_last come pinned from the sweep. On a GPU copies do not block and
-nothing here synchronises; every step leaves a pair of CUDA events, from which `busy` reads the accelerator's own axis after the epoch.
+nothing here synchronises; every step leaves a pair of CUDA events, from which `take_busy` reads the accelerator's own axis after the
+epoch. A step spans all that it has queued, so the copies of its batch and the gaps between its kernels are time of the step.
 The CUDA lines are complete but have run on no GPU yet.
 """
 
@@ -97,7 +98,7 @@ class Learner:
             torch.cuda.synchronize()
 
     def take_busy(self) -> list[Interval] | None:
-        """The GPU's busy intervals since the last call, in seconds from its first step; None on a CPU. Call after `synchronise`."""
+        """When the GPU was within a step since the last call, in seconds from its first step; None on a CPU. Call after `synchronise`."""
         if self.device.type != "cuda":
             return None
         events, self.events = self.events, []

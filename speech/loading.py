@@ -71,6 +71,8 @@ def make_loader(
         held = f"the {len(clips)} training clips of {corpus.root}"
         raise ValueError(f"loader.batch_size {keys.batch_size} is more than {held}: write a smaller one")
     batches = EpochBatches(len(clips), keys.batch_size, seed if split == "training" else None)
+    if log:
+        log.make_room(len(batches))
     workers = keys.num_workers
     loader = DataLoader(
         clips,

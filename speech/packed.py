@@ -4,10 +4,12 @@ A wav file costs an open, a header and a decoder a clip; a row of a memory-mappe
 rest of the project hears them, at SAMPLE_RATE, mono and of one length, so that a row is exact where the source has 16 bits.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
-import tempfile
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +30,45 @@ def packed_file(config: TrialConfig, corpus: PreparedCorpus) -> Path:
 
 def write_packed(config: TrialConfig, corpus: PreparedCorpus, path: Path) -> None:
     """Reads every clip once, a clip at a time. The file is there whole or not at all, whenever the process stops. Raises BadClip."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     samples = clip_samples(config)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.stem}.", suffix=".partial", delete=False) as file:
-        partial = Path(file.name)
-        try:
+    with written_once(path) as partial:
+        if partial is None:
+            return
+        with partial.open("wb") as file:
             header = {"descr": "<i2", "fortran_order": False, "shape": (len(corpus.clips), samples)}
             np.lib.format.write_array_header_1_0(file, header)
             for clip in corpus.clips:
                 file.write(to_int16(corpus.read(clip, samples)).tobytes())
             file.flush()
             os.fsync(file.fileno())
-            partial.replace(path)
+
+
+@contextlib.contextmanager
+def written_once(target: Path) -> Iterator[Path | None]:
+    """Where to write what is to be `target`, a file or a folder, while other processes wait; None: one of them has written it.
+
+    It gets its name when it is whole. What a killed process left is removed by the next: it has one name, and nobody holds its lock.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file closes, or its process dies
+        if target.exists():
+            yield None
+            return
+        partial = target.with_name(f"{target.name}.partial")
+        _remove(partial)
+        try:
+            yield partial
+            partial.rename(target)
         finally:
-            partial.unlink(missing_ok=True)
+            _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def to_int16(waveforms: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ its caller; nothing here knows where it runs.
 from collections.abc import Callable
 from typing import Any
 
-from speech import accelerator, corpora
+from speech import accelerator, corpora, foreign
+from speech.calibrate import calibrate_trial
 from speech.config import Trial, TrialConfig
 from speech.evaluation import read_test_split
 from speech.loading import make_loader, prepare_forms
@@ -44,6 +45,17 @@ def probe(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
     emit({"kind": "probe", "pinned": pinned.model_dump(), "line": line})
 
 
+def calibrate(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
+    """What a batch costs this Trial here, as a `calibration` record."""
+    trial = Trial.model_validate(arguments)
+    emit({"kind": "calibration", "calibration": calibrate_trial(trial).model_dump()})
+
+
+def advise(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
+    """What a batch of another project's loader costs here. Arguments and records: speech/foreign.py."""
+    foreign.advise(arguments, emit)
+
+
 def test(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
     """The test split, read by the members of one trial's ensemble. Arguments: a Trial, its folder holding the snapshots."""
     emit({"kind": "test"} | read_test_split(Trial.model_validate(arguments)))
@@ -55,4 +67,4 @@ def look(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
 
 
 Run = Callable[[Arguments, Emit, Gauge], None]
-TASKS: dict[str, Run] = {task.__name__: task for task in (train, prepare, probe, test, look)}
+TASKS: dict[str, Run] = {task.__name__: task for task in (train, prepare, probe, calibrate, advise, test, look)}

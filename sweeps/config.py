@@ -131,7 +131,12 @@ class SweepConfig(Group):
     """A sweep file. `parameters` holds the trial's groups (speech.config.TrialConfig); `{values: [...]}` in it is a swept value."""
 
     name: Annotated[str, AfterValidator(_safe_name)] = Field(description="the sweep's name, in letters, digits, '.', '_' and '-'")
-    method: Literal["grid"] = Field("grid", description="grid: every combination")
+    method: Literal["grid", "forecast"] = Field(
+        "grid", description="grid: every combination; forecast: those whose forecast could change the recommendation, the rest is foreseen"
+    )
+    calibrate: bool = Field(
+        True, description="measure what a batch costs before the first timing trial, and forecast every trial from it; false: neither"
+    )
     metric: Metric = Field(Metric(name="epoch_s", goal="minimize"), description="what the sweep compares")
     order: Order = Field("shuffled", description="order within a repeat: drawn from the seed, or as listed in the file")
     seed: int = Field(42, ge=0, le=2**31, description="of the first repeat; the next trains with one more. The order is drawn from it too")
@@ -175,6 +180,8 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
     config = _models(source)
     for at, text in _shape_faults(config):
         source.fault(at, text)
+    if config.method == "forecast" and not config.calibrate:
+        source.fault(("method",), "forecast needs what a calibration measures. Write calibrate: true, or method: grid.")
     _check_overrides_act(source, config)
     _check_combinations(source, config)
     if source.faults:

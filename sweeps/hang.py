@@ -5,7 +5,9 @@ the loop waits for ever. A wait is called a hang only on evidence, and every wai
 
 - the loop waits, and a worker's allocation error stands in the log; or
 - the loop waits, /dev/shm may be too small for the loader, one more batch than there were at most would not have fitted, and for a while
-  no process of the trial has computed, read a byte or waited for a disk. (Workers that lost their stderr leave no other sign.)
+  no process of the trial has computed, read a byte or waited for a disk. (Workers that lost their stderr leave no other sign.) A read
+  that waits for `corpus.read_latency_s` looks like this too, so the while is longer by what those of one batch may wait. A real drive
+  shows as a disk, but for one in user space (FUSE): silent for so long it looks like this too, on a /dev/shm that is not sure to fit.
 """
 
 import os
@@ -15,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 import psutil
 
+from speech.config import TrialConfig
 from sweeps.shm import EXHAUSTED
 
 STALL_S = 5.0  # a loop that waits this long is looked into
@@ -33,6 +36,12 @@ class Wait(Protocol):
     def most_bytes(self) -> int: ...
 
 
+def modelled_wait_s(config: TrialConfig) -> float:
+    """The longest that a worker sleeps over one batch for `corpus.read_latency_s`: a read a clip, and one of noise where it is mixed in."""
+    reads = config.loader.batch_size * (2 if config.augment.noise else 1)
+    return reads * config.corpus.read_latency_s
+
+
 class _Work(NamedTuple):
     cpu_s: float
     read_bytes: int
@@ -42,9 +51,10 @@ class _Work(NamedTuple):
 class HangWatch:
     """Asked at every sample of init's; looks only at a loop that waits long."""
 
-    def __init__(self, wait: Wait, room_bytes: int | None):
-        """`room_bytes`: what the trial may fill of its /dev/shm; None: more than it can ever need."""
-        self._wait, self._room_bytes = wait, room_bytes
+    def __init__(self, wait: Wait, room_bytes: int | None, modelled_wait_s: float = 0.0):
+        """`room_bytes`: what the trial may fill of its /dev/shm; None: more than it can ever need. `modelled_wait_s`: how long its workers
+        may sleep over a batch."""
+        self._wait, self._room_bytes, self._modelled_wait_s = wait, room_bytes, modelled_wait_s
         self._look_at = 0.0
         self._idle: tuple[float, _Work] | None = None  # since when, and what had been done until then
 
@@ -61,7 +71,7 @@ class HangWatch:
             return f"no batch for {waited:.0f} s after a worker said: {said[0]}"
         if self._room_bytes is None or self._wait.most_bytes + self._wait.batch_bytes <= self._room_bytes:
             return None
-        if self._idle_s(now) > STALL_S:
+        if self._idle_s(now) > STALL_S + self._modelled_wait_s:
             return f"no batch for {waited:.0f} s, no process at work, and no room for one batch more than there were at most"
         return None
 

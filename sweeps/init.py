@@ -80,11 +80,13 @@ class SharedGauge(Gauge):
         return self._get()[3]
 
 
-def run(work: Run, arguments: dict[str, Any], records: int, alive: int, private: bool, sure_to_fit: bool) -> None:
+def run(
+    work: Run, arguments: dict[str, Any], records: int, alive: int, private: bool, sure_to_fit: bool, modelled_wait_s: float = 0.0
+) -> None:
     """init's life, from forking the training process to the exit record. Never returns.
 
     `alive`: the read end of a pipe that the supervisor holds open while it lives; `sure_to_fit`: /dev/shm holds all that the loaders
-    can have under way, so that a wait is never for want of room.
+    can have under way, so that a wait is never for want of room; `modelled_wait_s`: how long workers may sleep over a batch.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
     die_with_parent(signal.SIGKILL if private else signal.SIGTERM)  # by hand there is something left to do
@@ -103,7 +105,7 @@ def run(work: Run, arguments: dict[str, Any], records: int, alive: int, private:
         os.close(alive)
         _train(own, work, arguments, records, gauge)
     room_bytes = None if sure_to_fit else before.limit_bytes - before.used_bytes
-    status, hang = _watch(child, gauge, HangWatch(gauge, room_bytes), before.used_bytes, tree)
+    status, hang = _watch(child, gauge, HangWatch(gauge, room_bytes, modelled_wait_s), before.used_bytes, tree)
     if tree:
         tree.end()
     else:

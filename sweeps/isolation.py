@@ -75,6 +75,7 @@ class Task:
     cpus: list[int] | None = None  # the only cores it may use; None: all
     threads: int | None = None  # of OpenMP and MKL, in the environment for what reads it there; None: as it is
     sure_to_fit: bool = False  # /dev/shm holds all that its loaders can have under way
+    modelled_wait_s: float = 0.0  # the longest that its loaders' workers sleep over a batch, which is no sign of a hang
 
 
 class Template:
@@ -209,7 +210,7 @@ def _supervise(template: int, work: init.Run, task: Task, records: int, log: int
             os.close(ours)
             if task.private:
                 mount_proc()
-            init.run(work, task.arguments, records, alive, task.private, task.sure_to_fit)
+            init.run(work, task.arguments, records, alive, task.private, task.sure_to_fit, task.modelled_wait_s)
         os.waitpid(pid, 0)
         if kept:
             kept.end()  # nobody is left, unless init was killed

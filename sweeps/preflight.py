@@ -85,17 +85,22 @@ def prepare(template: Template, configs: list[TrialConfig], log: Path, say: Say)
             _raise_for(record, "{problem}", log)
 
 
-def pin(template: Template, node: Node, config: SweepConfig, example: TrialConfig, log: Path, say: Say) -> Pinned:
-    """Cores, threads, precision and memory format for all trials of a block. The precision is measured once, on `example`."""
+def unprobed(node: Node, config: SweepConfig) -> Pinned:
+    """Cores and threads of all trials, which follow from the file and the machine; all that a trial on the paced device needs."""
     cores = config.resources.cpus if config.resources.cpus != "auto" else len(node.cpus)
     threads = config.threads if config.threads != "auto" else min(cores, len(node.cpus))
-    cpus = list(node.cpus[:cores]) if config.resources.exclusive_node else None
+    return Pinned(threads=threads, cpus=list(node.cpus[:cores]) if config.resources.exclusive_node else None)
+
+
+def pin(template: Template, node: Node, config: SweepConfig, example: TrialConfig, log: Path, say: Say) -> Pinned:
+    """Cores, threads, precision and memory format for all trials of a block. The precision is measured once, on `example`."""
+    found = unprobed(node, config)
     if node.device(example) == "paced":
-        return Pinned(threads=threads, cpus=cpus)
-    arguments = {"config": example.model_dump(), "threads": threads}
-    probed = result_of(template, Task("probe", arguments, private=False, cpus=cpus), log, "probe", "{problem}")
+        return found
+    arguments = {"config": example.model_dump(), "threads": found.threads}
+    probed = result_of(template, Task("probe", arguments, private=False, cpus=found.cpus), log, "probe", "{problem}")
     say(f"precision: {probed['line']}")
-    return Pinned.model_validate(probed["pinned"] | {"cpus": cpus})
+    return Pinned.model_validate(probed["pinned"] | {"cpus": found.cpus})
 
 
 def result_of(template: Template, task: Task, log: Path, kind: str, message: str) -> Record:

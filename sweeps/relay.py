@@ -15,11 +15,13 @@ from typing import Any
 
 from speech.config import Pinned, Trial
 from sweeps.disturbance import disturbance
-from sweeps.forecast import ShmFit
+from sweeps.forecast import Forecast
+from sweeps.hang import modelled_wait_s
 from sweeps.hygiene import settle
 from sweeps.isolation import Record, Task, Template
 from sweeps.outcome import Outcome, classify
 from sweeps.plan import TrialSpec
+from sweeps.shm_fit import ShmFit
 from sweeps.trace import write_trace
 from sweeps.tracking import Tracking
 
@@ -59,6 +61,7 @@ class Launch:
     provenance: dict[str, Any]  # tags: versions, git commit
     pinned: dict[str, Pinned]  # by the trial's key
     fits: dict[str, ShmFit]  # by the trial's key
+    forecasts: dict[str, Forecast]  # by the trial's key, where there is a calibration
     exclusive: bool  # a trial holds its node alone
 
     def sure_to_fit(self, spec: TrialSpec) -> bool:
@@ -95,13 +98,16 @@ def run_trial(
         | {"node": platform.node(), "warmup_epochs": spec.warmup_epochs, "forecast_fit": fit.verdict, "node_before": found},
     )  # fmt: skip
     tracking.log_summary(run_id, fit.metrics())
+    if foreseen := launch.forecasts.get(spec.key):
+        tracking.log_summary(run_id, foreseen.metrics())
     heard = _listen(template, spec, launch, folder, tracking, run_id, report)
     outcome = classify(heard.error, heard.ending, heard.summary is not None, _log(folder), launch.sure_to_fit(spec))
     summary = dict(heard.summary or {})
     if heard.ending.get("shm_peak_bytes") is not None:
         summary["shm_peak_bytes"] = heard.ending["shm_peak_bytes"]
     tags = {name: heard.setup.get(name) for name in SETUP_TAGS} | {name: heard.ending.get(name) for name in ENDING_TAGS}
-    tags["disturbed"] = disturbance(summary, heard.epochs)
+    if launch.exclusive:  # otherwise the trials beside it are what disturbs it, and it is as it should be
+        tags["disturbed"] = disturbance(summary, heard.epochs)
     files = _files(folder, heard) | _kept_snapshots(folder, heard, launch, tracking, spec.block)
     tracking.finish_trial(run_id, outcome.name, outcome.evidence, summary, tags, files)
     shutil.rmtree(folder)
@@ -121,8 +127,9 @@ def _listen(
     heard, pinned = _Heard(), launch.pinned[spec.key]
     trial = Trial(config=spec.config, seed=spec.seed, warmup_epochs=spec.warmup_epochs, pinned=pinned, folder=str(folder))
     task = Task(
-        "train", trial.model_dump(), launch.private_shm, spec.config.loader.shm_size, pinned.cpus, pinned.threads, launch.sure_to_fit(spec)
-    )
+        "train", trial.model_dump(), launch.private_shm, spec.config.loader.shm_size, pinned.cpus, pinned.threads,
+        launch.sure_to_fit(spec), modelled_wait_s(spec.config),
+    )  # fmt: skip
     with (folder / "records.jsonl").open("a") as journal:
         for record in template.run(task, folder / "stderr.log", spec.trial_timeout_s):
             journal.write(json.dumps(record) + "\n")
@@ -149,10 +156,13 @@ def _listen(
 def _files(folder: Path, heard: _Heard) -> dict[str, Path]:
     """Artifacts: the records and their trace, what was written to stderr if anything, and the confusion matrix of the ensemble."""
     files = {"records.jsonl": folder / "records.jsonl"}
-    if write_trace(folder / "records.jsonl", folder / "trace.json.gz"):
-        files["trace.json.gz"] = folder / "trace.json.gz"
-    log = folder / "stderr.log"
     said = _log(folder) + (heard.error["traceback"] if heard.error else "")
+    try:
+        if write_trace(folder / "records.jsonl", folder / "trace.json.gz"):
+            files["trace.json.gz"] = folder / "trace.json.gz"
+    except Exception as error:  # whatever is wrong with a picture of the trial, it must not cost the trial
+        said += f"\nno trace.json.gz could be made of the records: {error!r}\n"
+    log = folder / "stderr.log"
     if said:
         log.write_text(said)
         files["stderr.log"] = log

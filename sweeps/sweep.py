@@ -1,4 +1,4 @@
-"""One launch of a sweep, from its configuration to the last trial: preflight, plan, run.
+"""One launch of a sweep, from its configuration to the last trial: preflight, plan, calibrate and forecast, run.
 
 A trial that is settled in the tracker is not run again, so launching a file again runs what is new, and what failed. Nothing is
 printed here but through `say`, a line at a time.
@@ -11,28 +11,24 @@ import os
 import shutil
 import subprocess
 import textwrap
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from speech import corpora
-from speech.config import Corpus, Pinned, TrialConfig, cache_dir
+from speech.config import Pinned, cache_dir
 from speech.cpu import cpu_model
-from speech.shapes import whole_pages
-from sweeps import preflight, runner
-from sweeps.cgroup import memory_limit
+from sweeps import calibration, preflight, runner
 from sweeps.config import SweepConfig
 from sweeps.disturbance import is_timing
-from sweeps.forecast import ShmFit, counted, fit
 from sweeps.isolation import Template
-from sweeps.plan import Plan, TrialSpec, plan
+from sweeps.outlook import Outlook, outlook
+from sweeps.plan import Plan, TrialSpec
 from sweeps.preflight import Node, PreflightError, Say
 from sweeps.relay import Launch
-from sweeps.shm import shm_usage
+from sweeps.shm_fit import counted
 from sweeps.tracking import Tracking, run_name
 
 WORK_FOLDER = Path(".sweeps")  # what is under way; a trial's folder goes when MLflow has its files
@@ -41,26 +37,30 @@ VERSIONS = ("torch", "torchvision", "torchaudio", "ray", "mlflow")
 
 @dataclass
 class Sweep:
-    """A launch that has been checked and planned: what is settled, and what is left to run."""
+    """A launch that has been checked and planned: what is settled, what is foreseen, and what is left to run."""
 
     config: SweepConfig
     tracking: Tracking
     parent: str  # run id
-    plan: Plan
-    fits: dict[str, ShmFit]  # by the trial's key
+    outlook: Outlook
     settled: dict[str, str]  # key -> outcome; without those that are due again, having been disturbed
     folder: Path
     node: Node
     template: Template
+    pinned: dict[str, Pinned] = field(default_factory=dict)  # by the trial's key
+
+    @property
+    def plan(self) -> Plan:
+        return self.outlook.plan
 
     @property
     def left(self) -> list[TrialSpec]:
-        return [trial for trial in self.plan.trials if trial.key not in self.settled]
+        return self.outlook.left(self.settled)
 
 
 @contextmanager
 def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[Sweep]:
-    """Preflight and plan. Raises PreflightError before anything is started.
+    """Preflight, plan and forecasts. Raises PreflightError before any trial is started.
 
     `text`: the YAML; `rebuild`: the command that prints its tables again.
     """
@@ -69,67 +69,52 @@ def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[S
     folder.mkdir(parents=True, exist_ok=True)
     with _held(lock_file(tracking.uri, config)), _template() as template:
         node = preflight.survey(template, config, folder / "preflight.log")
-        made, fits = planned(config, say)
-        trials = made.trials
+        made = outlook(config, say)
+        trials = made.plan.trials
         request(config, node, trials)  # what the node can't give is known before anything is prepared
         preflight.check_sizes(config, [trial.config for trial in trials])
         preflight.prepare(template, [trial.config for trial in trials], folder / "preflight.log", say)
-        rows = [{"key": t.key, "block": t.block, "repeat": t.repeat, "swept": t.swept} for t in trials]
-        parent = tracking.start_sweep(config.name, text, rows, rebuild)
+        parent = tracking.start_sweep(config.name, text, made.rows(), rebuild)
         tracking.close_orphans(parent, folder)
-        yield Sweep(config, tracking, parent, made, fits, _settled(tracking, parent, trials), folder, node, template)
+        sweep = Sweep(config, tracking, parent, made, settled_for_good(tracking, parent, trials), folder, node, template)
+        try:
+            _foresee(sweep, say)
+        except BaseException:
+            tracking.finish_sweep(parent, "KILLED")
+            raise
+        yield sweep
 
 
-def _settled(tracking: Tracking, parent: str, trials: list[TrialSpec]) -> dict[str, str]:
-    """A trial whose time is what its block is after, and which was disturbed, is due once more."""
+def _foresee(sweep: Sweep, say: Say) -> None:
+    """Pins and calibrates for every trial that is left, forecasts every one that can be, and puts it down before the first of them runs."""
+    config, tracking = sweep.config, sweep.tracking
+    sweep.pinned = _pinned(sweep, say)
+    if not (config.calibrate and config.resources.exclusive_node):  # beside others a trial takes as long as they let it
+        return
+    wanted = sweep.outlook.calibrations_wanted(sweep.pinned, sweep.node)
+    due = {wanted[trial.key].name: wanted[trial.key] for trial in sweep.left}
+    private, log = config.resources.shm == "private", sweep.folder / "calibration.log"
+    found = calibration.obtain(sweep.template, due.values(), private, log, say)
+    found |= calibration.cached({each.name for each in wanted.values()} - due.keys())  # of settled trials: nothing is measured for them
+    sweep.outlook.foresee(wanted, found, tracking.settled_keys(sweep.parent))  # a trial that is due once more was chosen before
+    tracking.log_plan(sweep.parent, sweep.outlook.rows())
+    if found:
+        tracking.log_calibrations(sweep.parent, {name: each.model_dump() for name, each in found.items()})
+
+
+def settled_for_good(tracking: Tracking, parent: str, trials: list[TrialSpec]) -> dict[str, str]:
+    """key -> outcome of the trials that no launch runs again. A trial whose time is what its block is after is due once more where it
+    was disturbed."""
     known, disturbed = tracking.settled_keys(parent), tracking.disturbed_once(parent)
     again = {trial.key for trial in trials if trial.key in disturbed and is_timing(trial.metric.name)}
     return {trial.key: known[trial.key] for trial in trials if trial.key in known.keys() - again}
 
 
-def planned(config: SweepConfig, say: Say) -> tuple[Plan, dict[str, ShmFit]]:
-    """Every trial, and by its key what it will need of /dev/shm. Prepares the corpora, since keys and batches depend on their clips.
-
-    PreflightError where a corpus can't be used.
-    """
-    prepared: dict[str, corpora.PreparedCorpus] = {}
-
-    def fingerprint(corpus: Corpus) -> str:
-        prepared[corpus.which()] = found = corpora.prepare(corpus, say)
-        return found.fingerprint
-
-    try:
-        made = plan(config, fingerprint)
-    except corpora.CorpusError as error:
-        raise PreflightError(str(error)) from error
-    clips = {name: (len(found.split("training")), len(found.split("validation"))) for name, found in prepared.items()}
-    rooms = {trial.key: _room(config, trial.config) for trial in made.trials}
-    return made, {trial.key: fit(trial.config, *clips[trial.config.corpus.which()], rooms[trial.key]) for trial in made.trials}
-
-
-def _room(config: SweepConfig, trial: TrialConfig) -> int:
-    """Bytes that a trial may fill of its /dev/shm: all of a private one, what is free now of the machine's; never more than memory."""
-    usage = shm_usage()
-    size = whole_pages(trial.loader.shm_size or usage.limit_bytes)
-    room = size if config.resources.shm == "private" else min(size, usage.limit_bytes - usage.used_bytes)
-    return min(room, memory_limit())
-
-
 def heading(sweep: Sweep) -> str:
-    """What is about to run, and what is foreseen not to fit into /dev/shm for certain."""
-    fits = [sweep.fits[trial.key] for trial in sweep.left]
+    """What is about to run and how long it will take, and what is foreseen not to fit into /dev/shm for certain."""
+    fits = [sweep.outlook.fits[trial.key] for trial in sweep.left]
     foreseen = f"/dev/shm: {counted(fits)} (--dry-run shows which)"
-    return "\n".join([outline(sweep.config.name, sweep.plan, sweep.settled), *([foreseen] if {f.verdict for f in fits} - {"fits"} else [])])
-
-
-def outline(name: str, made: Plan, settled: Collection[str]) -> str:
-    """How many trials there are, how many are settled already, and what was left out and why. `settled`: keys."""
-    trials = made.trials
-    counts = Counter(trial.block for trial in trials)
-    blocks = ", ".join(f"{count} in {block}" for block, count in counts.items())
-    left = sum(trial.key not in settled for trial in trials)
-    lines = [f"{name}: {len(trials)} trials ({blocks}), {len(trials) - left} settled, {left} to run"]
-    return "\n".join(lines + [str(removed) for removed in made.removed])
+    return "\n".join([sweep.outlook.outline(sweep.settled), *([foreseen] if {fit.verdict for fit in fits} - {"fits"} else [])])
 
 
 def run(sweep: Sweep, say: Say) -> list[TrialSpec]:
@@ -145,15 +130,15 @@ def run(sweep: Sweep, say: Say) -> list[TrialSpec]:
 def _run_left(sweep: Sweep, say: Say, only: Collection[str] | None = None) -> None:
     left = [trial for trial in sweep.left if only is None or trial.key in only]
     if left:
-        launch = _launch(sweep, say)
+        launch = _launch(sweep)
         try:
             runner.run(left, launch, sweep.node, request(sweep.config, sweep.node, left), _counter(sweep, left, say))
         finally:
             sweep.tracking.close_orphans(sweep.parent, sweep.folder)
-        sweep.settled = _settled(sweep.tracking, sweep.parent, sweep.plan.trials)
+        sweep.settled = settled_for_good(sweep.tracking, sweep.parent, sweep.plan.trials)
 
 
-def _launch(sweep: Sweep, say: Say) -> Launch:
+def _launch(sweep: Sweep) -> Launch:
     config = sweep.config
     return Launch(
         tracking_uri=sweep.tracking.uri,
@@ -165,24 +150,37 @@ def _launch(sweep: Sweep, say: Say) -> Launch:
         planned=frozenset(trial.key for trial in sweep.plan.trials),
         keep=config.snapshots.keep,
         provenance=provenance(),
-        pinned=_pinned(sweep, say),
-        fits=sweep.fits,
+        pinned=sweep.pinned,
+        fits=sweep.outlook.fits,
+        forecasts=sweep.outlook.forecasts,
         exclusive=config.resources.exclusive_node,
     )
 
 
 def _pinned(sweep: Sweep, say: Say) -> dict[str, Pinned]:
-    """What is pinned for each trial, by key: decided at the sweep's first launch on this hardware and read from the tracker after that."""
-    noted = json.loads(sweep.tracking.client.get_run(sweep.parent).data.tags.get("pinned", "{}"))
-    names, log = {}, sweep.folder / "preflight.log"
-    hardware = "/".join([cpu_model(), f"{len(sweep.node.cpus)} cores", *sweep.node.gpus])
+    """What is pinned for each trial, by key: decided at the sweep's first launch on this hardware and read from the tracker after that.
+    A settled trial that ran on other hardware has none."""
+    noted = noted_pins(sweep.tracking, sweep.parent)
+    names = {trial.key: pin_name(sweep.config, sweep.node, trial) for trial in sweep.plan.trials}
     for trial in sweep.left:
-        asked = f"{sweep.node.device(trial.config)} {trial.config.precision} threads {sweep.config.threads}"  # step_s pins nothing
-        names[trial.key] = name = f"{trial.block} on {hardware}: {asked}"
-        if name not in noted:
-            noted[name] = preflight.pin(sweep.template, sweep.node, sweep.config, trial.config, log, say).model_dump()
-    sweep.tracking.set_tags(sweep.parent, {"pinned": noted})
-    return {key: Pinned.model_validate(noted[name]) for key, name in names.items()}
+        if names[trial.key] not in noted:
+            found = preflight.pin(sweep.template, sweep.node, sweep.config, trial.config, sweep.folder / "preflight.log", say)
+            noted[names[trial.key]] = found
+    sweep.tracking.set_tags(sweep.parent, {"pinned": {name: found.model_dump() for name, found in noted.items()}})
+    return {key: noted[name] for key, name in names.items() if name in noted}
+
+
+def noted_pins(tracking: Tracking, parent: str) -> dict[str, Pinned]:
+    """What earlier launches pinned, by `pin_name`."""
+    noted = json.loads(tracking.client.get_run(parent).data.tags.get("pinned", "{}"))
+    return {name: Pinned.model_validate(found) for name, found in noted.items()}
+
+
+def pin_name(config: SweepConfig, node: Node, trial: TrialSpec) -> str:
+    """Trials under one name are pinned alike."""
+    hardware = "/".join([cpu_model(), f"{len(node.cpus)} cores", *node.gpus])
+    asked = f"{node.device(trial.config)} {trial.config.precision} threads {config.threads}"  # step_s pins nothing
+    return f"{trial.block} on {hardware}: {asked}"
 
 
 def request(config: SweepConfig, node: Node, trials: list[TrialSpec]) -> dict[str, float]:
@@ -201,7 +199,8 @@ def request(config: SweepConfig, node: Node, trials: list[TrialSpec]) -> dict[st
 
 def _counter(sweep: Sweep, left: list[TrialSpec], say: Say) -> Callable[[TrialSpec, dict[str, Any]], None]:
     """Says a line for each trial that ends."""
-    total, ended = len(sweep.plan.trials), len(sweep.plan.trials) - len(left)
+    total = len(sweep.plan.trials) - len(sweep.outlook.foreseen_only)
+    ended = total - len(left)
     width = max(len(run_name(t.block, t.swept, t.repeat)) for t in sweep.plan.trials)
 
     def settled(spec: TrialSpec, result: dict[str, Any]) -> None:

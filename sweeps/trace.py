@@ -26,7 +26,7 @@ MIB = 1 << 20
 TRIAL = 1  # one process id for all: Perfetto opens a process unfolded if it is the only one, its threads by id, its counters below
 TRAINING, ACCELERATOR, FIRST_WORKER = 1, 2, 10  # thread ids, of worker 0 and its successors; 0 would be the idle task
 READY, USED, LIMIT = ("batches", "ready"), ("/dev/shm in use", "MiB"), ("/dev/shm limit", "MiB")  # counters: name and series
-FIGURES = (("cpu_s", "cpu_s", 1), ("read_bytes", "read_bytes", 1), ("shm_MiB", "shm_bytes", MIB))  # of a fetch: name, key, unit
+FIGURES = ("cpu_s", "read_bytes")  # of a fetch
 NOT_TRACED = "not traced: "
 
 
@@ -159,10 +159,9 @@ def _accelerator(epoch: Record) -> Iterator[Event]:
 def _fetches(epoch: Record) -> Iterator[Event]:
     """A batch on the lane of who prepared it; worker -1 is the training process itself. A figure of -1 is unknown, and absent here."""
     fetches = epoch.get("fetches", {})
-    figures = [(name, key, unit) for name, key, unit in FIGURES if key in fetches]
     for index, step in enumerate(fetches.get("step", [])):
         begin, end = (_us(epoch, fetches[edge][index]) for edge in ("begin_s", "end_s"))
-        told = {name: _number(fetches[key][index], unit) for name, key, unit in figures if fetches[key][index] >= 0}
+        told = {name: _number(fetches[name][index], 1) for name in FIGURES if name in fetches and fetches[name][index] >= 0}
         yield _span(FIRST_WORKER + fetches["worker"][index], f"batch {step}", begin, end, **told)
 
 
@@ -180,11 +179,9 @@ def _queue(epoch: Record, received: Sequence[float]) -> Iterator[Event]:
 
 
 def _shm(epoch: Record, received: Sequence[float]) -> Iterator[Event]:
-    steps, fetches = epoch.get("steps", {}), epoch.get("fetches", {})
-    samples = [*zip(received, steps.get("shm_bytes", []), strict=False)]
-    samples += zip(fetches.get("end_s", []), fetches.get("shm_bytes", []), strict=False)
-    for time, used in sorted(samples):
-        yield _counter(USED, _us(epoch, time), _number(used, MIB))
+    for time, used in zip(received, epoch.get("steps", {}).get("shm_bytes", []), strict=False):
+        if used is not None:
+            yield _counter(USED, _us(epoch, time), _number(used, MIB))
 
 
 def _limit(events: Sequence[Event], limit_bytes: int | None) -> list[Event]:

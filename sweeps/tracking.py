@@ -155,8 +155,16 @@ class Tracking:
         )
         self.client.set_tag(parent, "mlflow.note.content", note)
         self.client.log_text(parent, yaml_text, "sweep.yaml")
-        self.client.log_text(parent, json.dumps(plan, indent=1, ensure_ascii=False), "plan.json")
+        self.log_plan(parent, plan)
         return parent
+
+    def log_plan(self, parent: str, plan: list[dict[str, Any]]) -> None:
+        """The plan as known by now: a row may hold its `forecast`; one that isn't measured has `measured: false` and its `config`."""
+        self.client.log_text(parent, json.dumps(plan, indent=1, ensure_ascii=False), "plan.json")
+
+    def log_calibrations(self, parent: str, calibrations: Mapping[str, Mapping[str, Any]]) -> None:
+        """What the forecasts of a sweep were made of, by name."""
+        self.client.log_text(parent, json.dumps(calibrations, indent=1), "calibrations.json")
 
     def finish_sweep(self, parent: str, status: str, tables: str | None = None) -> None:
         """Closes the parent run. status: FINISHED, FAILED or KILLED; `tables`: the Markdown of tables.md."""
@@ -178,10 +186,10 @@ class Tracking:
         return settled
 
     def disturbed_once(self, parent: str) -> set[str]:
-        """Keys of trials that were disturbed from outside and have not been run again."""
-        settled = [run.data.tags for run in self.trials(parent) if run.info.status != "RUNNING" and run.data.tags.get("outcome") in SETTLED]
-        attempts = Counter(tags["key"] for tags in settled)
-        return {tags["key"] for tags in settled if "disturbed" in tags and attempts[tags["key"]] == 1}
+        """Keys of trials that were disturbed from outside and have not been run again. A second run that failed was one all the same."""
+        ended = [run.data.tags for run in self.trials(parent) if run.info.status != "RUNNING"]
+        attempts = Counter(tags["key"] for tags in ended if tags.get("outcome") != "interrupted")
+        return {tags["key"] for tags in ended if "disturbed" in tags and tags.get("outcome") in SETTLED and attempts[tags["key"]] == 1}
 
     def close_orphans(self, parent: str, folder: Path) -> list[str]:
         """Marks trials that a dead launch or relay left open as interrupted, with what lies in <folder>/<key>; returns their names."""

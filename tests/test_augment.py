@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from speech.augment import augment_waveform, change_speed, draw_masks, draws, lay_masks, mix, mixup_weight, shift
+from speech.augment import LOUDEST, augment_waveform, change_speed, draw_masks, draws, lay_masks, mix, mixup_weight, shift
 from speech.config import Augment
 
 
@@ -68,7 +68,7 @@ def test_the_draws_of_a_clip_depend_on_seed_epoch_and_clip_alone() -> None:
 
 def test_noise_is_drawn_at_its_probability_and_within_its_range() -> None:
     augment = Augment(noise=0.25, noise_snr_db=(10.0, 20.0))
-    waveform = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    waveform = np.float32(0.1) * np.random.default_rng(0).standard_normal(1000).astype(np.float32)  # far from being clipped
 
     def changed(clip: int) -> float | None:
         noisy = augment_waveform(waveform, augment, draws(0, 0, clip), lambda rng, n: rng.standard_normal(n).astype(np.float32))
@@ -79,6 +79,13 @@ def test_noise_is_drawn_at_its_probability_and_within_its_range() -> None:
     assert 70 <= len(ratios) <= 130
     assert min(ratios) > 9.99
     assert max(ratios) < 20.01
+
+
+def test_a_mix_that_is_too_loud_is_clipped_where_16_bits_end() -> None:
+    waveform, noise = np.float32([0.5, -0.5, 0.5, 0.25]), np.float32([1, -1, -1, 0])
+    noisy = augment_waveform(waveform, Augment(noise=1.0, noise_snr_db=(-20.0, -20.0)), draws(0, 0, 0), lambda rng, n: noise)
+    assert noisy.tolist() == [32767 / 32768, -1, -1, 0.25]
+    assert (noisy.dtype, LOUDEST) == (np.float32, 32767 / 32768)
 
 
 def test_everything_off_returns_the_clip_itself() -> None:

@@ -10,6 +10,7 @@ from speech import corpora
 from speech.augment import lay_masks
 from speech.clips import picture_of
 from speech.config import Pinned, Trial
+from speech.features import LOG_FLOOR, Picture
 from speech.fetches import FetchLog
 from speech.learner import make_learner
 from speech.loading import make_loader, prepare_forms
@@ -27,6 +28,16 @@ def batches_of(config, split: str = "training") -> list[list[torch.Tensor]]:
     for order.epoch in range(2):
         found += [list(batch) for batch in loader]
     return found
+
+
+def waveforms_of(config, form: str) -> torch.Tensor:
+    """(clips, samples) of an epoch, as its pictures are made of them."""
+    config = config.model_copy(update={"loader": config.loader.model_copy(update={"form": form})})
+    corpus = corpora.prepare(config.corpus)
+    prepare_forms(config, corpus, lambda line: None)
+    loader, _ = make_loader(config, corpus, "training", 1)
+    loader.dataset.picture = None
+    return torch.cat([waveforms for waveforms, _ in loader])
 
 
 def pictures_of(config, split: str = "training") -> list[torch.Tensor]:
@@ -60,6 +71,25 @@ def test_changes_of_the_waveform_are_the_same_up_to_the_rounding_of_16_bits(tone
     plain = batches_of(tone_trial(loader={"form": "device"}))
     assert shipped[0][0].dtype == torch.int16
     assert not torch.equal(shipped[0][0], plain[0][0])
+
+
+@pytest.mark.parametrize("snr_db", [(5.0, 30.0), (-25.0, -5.0)], ids=["usual noise", "noise so loud that it is clipped"])
+def test_changed_waveforms_are_the_same_in_every_form_but_for_half_a_step_of_16_bits(tone_trial, snr_db: tuple[float, float]) -> None:
+    """And so are their pictures, but for what it can do: a band's root is a length, and changes by that of the rounding at most."""
+    config = tone_trial(augment=ON_WAVEFORM | {"noise": 1.0, "noise_snr_db": snr_db})
+    wav, packed, device = (waveforms_of(config, form) for form in ("wav", "packed", "device"))
+    assert device.dtype == torch.int16
+    assert torch.equal(wav, packed)
+    rounding = device / 32_768 - wav
+    assert rounding.abs().max() <= 0.5 / 32_768
+    assert (wav.abs().max() >= 32_767 / 32_768) == (snr_db[0] < 0), "the loud ones reach full scale"
+    make, raw = picture_of(config, corpora.prepare(config.corpus)), Picture(config.features)
+    roots, change = ((raw(waveforms).exp() - LOG_FLOOR).clamp_min(0).sqrt() for waveforms in (wav, rounding))
+    ends = [((root.square() + LOG_FLOOR).log() - make.mean) / make.deviation for root in ((roots - change).clamp_min(0), roots + change)]
+    for picture in (make(wav), make(device)):
+        assert (ends[0] - 1e-4 <= picture).all()
+        assert (picture <= ends[1] + 1e-4).all()
+    assert (make(wav) - make(device)).abs().max() < 0.05
 
 
 @pytest.mark.parametrize(

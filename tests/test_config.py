@@ -74,8 +74,8 @@ accuracy, ensemble_accuracy. Did you mean epoch_s?
   line 15               parameters.loader.shm_size: '64 potatoes' is not a size. Write 64M or 2G.
   line 19               blocks.cycles.parameters.sgdr.cycle_epochs: cycles of [3, 3, 3] epochs do not fill 8 epochs exactly. \
 Write epochs: 6 or 9.
-  line 20               colour: unknown key. Legal here: name, method, metric, order, seed, repeats, parameters, blocks, exclude, \
-resources, threads, warmup_epochs, trial_timeout, snapshots, tracking.
+  line 20               colour: unknown key. Legal here: name, method, calibrate, metric, order, seed, repeats, parameters, blocks, \
+exclude, resources, threads, warmup_epochs, trial_timeout, snapshots, tracking.
   --set resources.cpus  resources.cpus: 0 is too small. Write at least 1."""
 
 
@@ -164,6 +164,10 @@ def test_a_fault_of_the_shared_parameters_is_told_once(faults_of):
         (
             "  loader: {shm_size: {values: [64M, 1G]}}\nresources: {shm: host}\n",
             "line 4  parameters.loader.shm_size: the node's own /dev/shm has one size. Write resources.shm: private, or a single size.",
+        ),
+        (
+            "method: forecast\ncalibrate: false\n",
+            "line 4  method: forecast needs what a calibration measures. Write calibrate: true, or method: grid.",
         ),
         ("seed: 1\nseed: 2\n", "line 5  seed: written twice; first on line 4. Keep one."),
         ("blocks: {a.b: {}}\n", "line 4  blocks.a.b: 'a.b' can't name a block. Write letters, digits, '_' or '-'."),

@@ -16,6 +16,7 @@ from tests.trees import ROOT, can_isolate
 
 SWEEP = """
 name: contained
+calibrate: false
 warmup_epochs: 0
 parameters:
   corpus: {name: synthetic, words: [yes, no], clips: 200}

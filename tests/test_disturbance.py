@@ -12,6 +12,7 @@ from tests.trees import ROOT, can_isolate
 
 SWEEP = """
 name: disturbed
+calibrate: false
 parameters:
   corpus: {{name: folder, path: {tones}, words: [low, high]}}
   features: {{n_mels: 16, hop_ms: 25.0}}

@@ -1,16 +1,21 @@
 """A timed pass whose every span is planted: what is put in is what the figures say, and nothing is left over."""
 
+import os
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
+from speech import usage
+from speech.clips import Request
 from speech.epoch import run_epoch
-from speech.fetches import FetchLog
+from speech.fetches import Collate, FetchLog, of_workers
 from speech.timing import Gauge
 
 START_S, FILL_S, WAIT_S, STEP_S, OTHER_S, STEPS = 0.15, 0.3, 0.05, 0.1, 0.02, 4
+BURN_S = 0.3  # CPU seconds of a worker before its first batch
 SLACK_S = 0.03  # sleeping and being woken up, on a machine that does other things too
 
 
@@ -23,6 +28,8 @@ class Batch(list):
 
 class Planted:
     """A loader that takes START_S to make its iterator, FILL_S for the first batch and WAIT_S for each later one."""
+
+    num_workers = 1
 
     def __len__(self) -> int:
         return STEPS
@@ -44,6 +51,7 @@ def epoch(tmp_path_factory):
         return None, None
 
     log = FetchLog(tmp_path_factory.mktemp("epoch") / "log")
+    log.make_room(STEPS)
     return run_epoch(Planted(), work, 0, None, Gauge(), log)
 
 
@@ -88,3 +96,48 @@ def test_no_work_of_the_process_is_nobodys(epoch) -> None:
 def test_the_log_of_a_loader_that_keeps_none_is_empty(epoch, tmp_path: Path) -> None:
     assert epoch[1]["fetches"]["step"] == []
     assert "loader/occupancy" not in epoch[0]
+
+
+class Noted(Dataset):
+    """Items whose batches are noted in a log, as those of speech.clips are."""
+
+    def __init__(self, log: FetchLog):
+        self.log = log
+
+    def __getitems__(self, request: Request) -> list[tuple[torch.Tensor, int]]:
+        self.log.begin(request.step)
+        return [(torch.zeros(1), 0) for _ in request.clips]
+
+
+def burn(worker: int) -> None:
+    until = time.process_time() + BURN_S
+    while time.process_time() < until:
+        pass
+
+
+@pytest.mark.skipif(not usage.CHILDREN_ARE_LISTED, reason="this kernel doesn't list a process's children")
+def test_workers_that_finish_no_batch_are_counted_with_the_others(tmp_path: Path) -> None:
+    """Four workers compute before their first batch, and there are two batches. The oracle is the kernel's count of ended children."""
+    log = FetchLog(tmp_path / "log")
+    log.make_room(2)
+    batches = [Request(0, step, [step]) for step in range(2)]
+    loader = DataLoader(
+        Noted(log),
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=4,
+        worker_init_fn=burn,
+        collate_fn=Collate(log),
+        multiprocessing_context="fork",
+    )
+
+    def work(batch, epoch, step):
+        time.sleep(3 * BURN_S)  # till all workers have started, on two cores
+        return None, None
+
+    before = os.times()
+    metrics, raw, _ = run_epoch(loader, work, 0, None, Gauge(), log)
+    after = os.times()  # its workers have ended
+    ended_s = after.children_user + after.children_system - before.children_user - before.children_system
+    told_s = sum(of_workers(raw["fetches"], "cpu_s"))
+    assert 2 * BURN_S <= told_s < 3 * BURN_S, "two of them have told"
+    assert 4 * BURN_S <= metrics["cpu/worker_s"] <= ended_s + 2 * usage.TICK_S

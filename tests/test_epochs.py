@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from analysis import tradeoff
 from analysis.epochs import epoch_parts, tables
 from analysis.runs import sweep_runs
 from tests.conftest import CONFIG, plant_trial, tracking_in, trial_key
@@ -81,6 +82,14 @@ def test_the_page_says_it_all_within_a_hundred_columns(frame):
     assert "add up" not in text
 
 
+def test_the_note_says_of_how_many_trials_the_medians_are(frame, tracking):
+    (text,), (markdown,) = tables(frame), tables(frame, markdown=True)
+    assert "\nMedians over 3 trials (1 at 4 workers). The host's seconds: " in text
+    assert "\nMedians over 3 trials (1 at 4 workers). The host's seconds: " in markdown
+    alike = plant_sweep(tracking, [(0, None, "completed", [NONE]), (2, None, "completed", [TWO])])
+    assert "\nMedians over 1 trial. The host's seconds: " in tables(alike)[0]
+
+
 def test_markdown_holds_the_same_cells(frame):
     (text,) = tables(frame, markdown=True)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
@@ -142,11 +151,13 @@ def test_the_bytes_of_a_clip_are_told(tracking, monkeypatch):
     assert "\nA batch of 20 clips is 0.6 MiB, 32.0 KiB a clip." in text
 
 
-def test_disturbed_trials_are_a_footnote_here_too(tracking):
+def test_disturbed_trials_are_told_once_below_table_1(tracking):
     plant = functools.partial(plant_trial, tracking)
     parent = tracking.start_sweep("first-look", "", [{"key": "a"}, {"key": "b"}], "")
     plant(parent, {"loader.num_workers": 0}, key="a", **NONE)
     plant(parent, {"loader.num_workers": 2}, key="b", tags={"disturbed": "a compiler"}, **TWO)
     plant(parent, {"loader.num_workers": 2}, key="b", **TWO)
-    (text,) = tables(sweep_runs("first-look", tracking.uri))
-    assert text.endswith("\n1 of 2 trials was disturbed from outside and ran again.")
+    frame = sweep_runs("first-look", tracking.uri)
+    (first,), (second,) = tradeoff.tables(frame), tables(frame)
+    assert "\n1 of 2 trials was disturbed from outside and ran again." in first
+    assert "disturbed" not in second

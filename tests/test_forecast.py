@@ -1,145 +1,135 @@
-"""The forecast against hand-worked sizes, and against the peak of real trials whose loop is the slow side."""
+"""Forecasts from planted calibrations, against schedules worked out by hand and against the bounds that no epoch can break."""
+
+import itertools
+import time
 
 import pytest
 
-from speech.config import Trial, parse_size
-from sweeps.forecast import ShmFit, counted, fit
-from sweeps.isolation import Task, Template
+from speech.costs import Calibration, StepCosts
+from sweeps.forecast import MODEL_ERROR, PLAYED, Forecast, forecast, foresee
 from sweeps.metrics import SUMMARY
-from sweeps.shm import PAGE
-from tests.trees import ROOT, can_isolate, finish
-
-isolated = pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
-PACED = {"first_of": ["paced"], "step_s": 0.12}
-BATCH = 64 * 3 * 224 * 224 * 4 + PAGE  # pictures, and a page of labels
+from sweeps.shm_fit import ShmFit, fit
+from sweeps.simulation import Epoch, simulate
+from tests.planted_calibrations import MIB, planted
 
 
-def article(tone_trial, device=None, **loader):
-    """The article's batches: 64 pictures of 3 x 224 x 224."""
-    return tone_trial(loader={"form": "png", "batch_size": 64} | loader, device=device or PACED)
+def foreseen(calibration: Calibration, workers: int, batches: int = 10, prefetch: int = 2, persistent: bool = True, **room) -> Forecast:
+    room = {"bound_bytes": 1 << 40} | room
+    return foresee(calibration, batches=batches, workers=workers, prefetch=prefetch, persistent=persistent, **room)
 
 
-@pytest.mark.parametrize(
-    ("workers", "size", "verdict"),
-    [
-        (0, "64K", "fits"),
-        (1, "36M", "overflows"),  # a batch is 36.8 MiB
-        (1, "64M", "depends"),
-        (1, "111M", "fits"),  # 3 batches, 110.3 MiB
-        (2, "256M", "fits"),
-        (4, "256M", "depends"),
-        (8, "1G", "fits"),  # 17 batches, 624.9 MiB
-    ],
-)
-def test_verdicts_of_the_articles_batches(tone_trial, workers: int, size: str, verdict: str) -> None:
-    assert fit(article(tone_trial, num_workers=workers), 1440, 180, parse_size(size)).verdict == verdict
+def test_without_workers_an_epoch_is_the_sum_of_its_parts() -> None:
+    found = foreseen(planted(inline_s=0.05, read_s=0.02, release_s=0.001), 0)
+    assert found.epoch_s == pytest.approx(10 * (0.05 + 0.02 + 0.01 + 0.001))
+    assert (found.fill_s, found.start_s, found.shm_peak_bytes) == (pytest.approx(0.07), 0, 0)
+    assert found.wait_fraction == pytest.approx(0.7 / 0.81)
+    assert found.stall_steps == 9, "every step but the first comes late"
 
 
-def test_floor_typical_and_bound_count_whole_batches_and_semaphores(tone_trial) -> None:
-    found = fit(article(tone_trial, num_workers=4), 1440, 180, limit_bytes=1 << 30)
-    assert found == ShmFit(BATCH, BATCH + 20 * PAGE, 4 * BATCH + 20 * PAGE, 9 * BATCH + 20 * PAGE, 1 << 30)
+def test_one_worker_that_is_the_slow_side_gives_a_batch_each_time_it_has_made_one() -> None:
+    """Ten batches of 80 ms one after the other, and the last step; the worker was started before."""
+    found = foreseen(planted(), 1)
+    assert found.epoch_s == pytest.approx(10 * 0.08 + 0.01)
+    assert found.fill_s == pytest.approx(0.08)
 
 
-@pytest.mark.parametrize(("steps", "batches"), [(20, 9), (9, 9), (8, 8), (1, 1)])
-def test_no_epoch_has_more_batches_than_it_has(tone_trial, steps: int, batches: int) -> None:
-    assert fit(article(tone_trial, num_workers=4), 64 * steps + 63, 0, 0).bound_bytes == batches * BATCH + 20 * PAGE
+def test_a_worker_that_does_not_persist_is_started_and_gets_ready_each_epoch() -> None:
+    found = foreseen(planted(), 2, persistent=False)
+    assert found.start_s == pytest.approx(2 * 0.01)
+    assert found.fill_s == pytest.approx(0.03 + 0.08)
+    assert found.epoch_s == pytest.approx(0.02 + 0.03 + 5 * 0.08 + 2 * 0.01), "two batches at a time, and then two steps"
 
 
-def test_validation_reads_the_incomplete_batch_that_training_leaves_out(tone_trial) -> None:
-    config = article(tone_trial, num_workers=1, device="cpu")
-    paced = fit(article(tone_trial, num_workers=1), 64 + 10, 64 + 10, 0)
-    rest = 10 * 3 * 224 * 224 * 4 + PAGE
-    assert paced.bound_bytes == BATCH + 11 * PAGE
-    assert fit(config, 64 + 10, 64 + 10, 0).bound_bytes == BATCH + rest + 2 * 11 * PAGE, "and the training workers' queues stay"
+def test_where_the_step_is_the_slow_side_the_window_fills_dev_shm_up_to_the_bound() -> None:
+    slow = planted(StepCosts(wait_s=1.0))
+    found = foreseen(slow, 2)
+    assert found.epoch_s == pytest.approx(0.08 + 10 * 1.0)
+    assert found.shm_peak_bytes == 5 * MIB, "twice two on their way, and the one in the loop's hands"
+    assert foreseen(slow, 2, base_bytes=7).shm_peak_bytes == 5 * MIB + 7
+    assert foreseen(slow, 2, bound_bytes=4 * MIB, base_bytes=7).shm_peak_bytes == 4 * MIB
 
 
-def test_an_open_device_is_given_the_widest_range(tone_trial) -> None:
-    learns, paced, either = (
-        fit(article(tone_trial, num_workers=2, device={"first_of": names, "step_s": 0.1}), 640, 640, 0)
-        for names in (["cpu"], ["paced"], ["cuda", "paced"])
-    )
-    assert (either.floor_bytes, either.bound_bytes) == (paced.floor_bytes, learns.bound_bytes)
-    assert paced.bound_bytes < learns.bound_bytes
+def test_a_step_on_the_hosts_threads_takes_the_cores_that_workers_would_have() -> None:
+    """Without workers two threads of 100 ms each have a core each; on one core they would take turns."""
+    step = StepCosts(cpu_s=0.1, threads=2)
+    assert foreseen(planted(step), 0).epoch_s == pytest.approx(10 * (0.08 + 0.1))
+    assert foreseen(planted(step, cores=1), 0).epoch_s == pytest.approx(10 * (0.08 + 0.2))
+    assert foreseen(planted(step), 2).epoch_s >= 10 * (0.08 + 0.2) / 2, "the cores have to do it all"
 
 
-def test_metrics_have_their_names_and_are_0_without_workers(tone_trial) -> None:
-    assert fit(article(tone_trial), 640, 0, 5).metrics() == dict.fromkeys([name for name in SUMMARY if name.startswith("forecast_shm")], 0)
+def test_what_was_measured_of_a_step_beside_workers_slows_it() -> None:
+    alone, beside = (StepCosts(cpu_s=0.1, threads=2, beside=measured) for measured in ([], [(1, 1.5), (2, 1.5)]))
+    assert foreseen(planted(beside), 2).epoch_s > 1.05 * foreseen(planted(alone), 2).epoch_s
 
 
-def test_verdicts_are_counted() -> None:
-    fits, depends, overflows = (ShmFit(1, 2, 3, 4, limit) for limit in (4, 3, 1))
-    assert counted([fits, depends, fits, overflows]) == "2 fit, 1 overflows, 1 depends on rates"
-    assert counted([depends, depends]) == "2 depend on rates"
+def test_the_closed_form_is_the_textbooks() -> None:
+    """On 2 cores; T = N (c + s) without workers, otherwise a fill and N times the slowest of step, cores and reads."""
+    costs = planted(read_s=0.3)
+    assert foreseen(costs, 0).closed_form_s == pytest.approx(10 * (0.08 + 0.3 + 0.01))
+    assert foreseen(costs, 1).closed_form_s == pytest.approx(0.38 + 10 * 0.3)
+    assert foreseen(costs, 4).closed_form_s == pytest.approx(0.3 + 0.16 + 10 * 0.075)
+    assert foreseen(costs, 8).closed_form_s == pytest.approx(0.3 + 0.32 + 10 * 0.04)
+    assert foreseen(planted(StepCosts(cpu_s=0.1, threads=4)), 8).closed_form_s == pytest.approx(0.32 + 10 * 0.2)
 
 
-@pytest.fixture(scope="module")
-def template():
-    made = Template(ROOT)
-    yield made
-    made.close()
+def test_the_interval_is_the_calibrations_spread_and_the_simulations_error() -> None:
+    exact, loose = foreseen(planted(), 0), foreseen(planted(spread=0.1), 0)
+    assert (exact.low_s, exact.high_s) == pytest.approx((0.9 * (1 - MODEL_ERROR), 0.9 * (1 + MODEL_ERROR)))
+    assert loose.epoch_s == exact.epoch_s
+    assert (loose.low_s, loose.high_s) == pytest.approx(((0.72 + 0.1) * (1 - MODEL_ERROR), (0.88 + 0.1) * (1 + MODEL_ERROR)))
+    assert (loose.fill_low_s, loose.fill_high_s) == pytest.approx((0.072 * (1 - MODEL_ERROR), 0.088 * (1 + MODEL_ERROR)))
+    step = foreseen(planted(StepCosts(wait_s=0.01, spread=0.5)), 0)
+    assert (step.low_s, step.high_s) == pytest.approx(((0.8 + 0.05) * (1 - MODEL_ERROR), (0.8 + 0.15) * (1 + MODEL_ERROR)))
 
 
-def run(template, config, folder, shm_bytes: int):
-    """The trial's exit record, its outcome and its forecast."""
-    *_, ending = template.run(Task("prepare", config.model_dump(), private=False), folder / "log")
-    assert ending["status"] == 0, (folder / "log").read_text()
-    trial = Trial(config=config, seed=1, warmup_epochs=0, folder=str(folder))
-    records, outcome = finish(template, Task("train", trial.model_dump(), shm_bytes=shm_bytes), folder)
-    setup = next(record for record in records if record["kind"] == "setup")
-    return records[-1], outcome, fit(config, setup["training_clips"], setup["validation_clips"], shm_bytes)
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.5])
+def test_the_forecast_is_inside_its_interval_and_above_every_lower_bound(spread: float) -> None:
+    step = StepCosts(cpu_s=0.03, threads=2, wait_s=0.01)
+    for workers, prefetch, read_s in itertools.product([0, 1, 2, 3, 8], [1, 4], [0.0, 0.2]):
+        found = foreseen(planted(step, read_s=read_s, spread=spread), workers, 24, prefetch)
+        assert 0 <= found.low_s < found.epoch_s < found.high_s
+        assert found.fill_low_s < found.fill_s < found.fill_high_s
+        bounds = 24 * (0.08 + 2 * 0.03) / 2, 24 * (read_s + 0.08) / max(workers, 1), 24 * 0.04
+        assert found.epoch_s >= max(bounds) - 1e-9
 
 
-@isolated
-@pytest.mark.parametrize(
-    ("workers", "prefetch", "loader"),  # the planted corpus has 12 training clips
-    [
-        (1, 1, {"batch_size": 2}),
-        (1, 3, {"batch_size": 2}),
-        (2, 2, {"batch_size": 2}),
-        (1, 2, {"batch_size": 4}),  # 3 batches, all of them in /dev/shm at once
-        (2, 4, {"batch_size": 4}),  # 3 batches where 9 may be on their way
-        (1, 2, {"batch_size": 12}),  # a single batch
-        (2, 1, {"batch_size": 2, "form": "wav"}),
-        (2, 1, {"batch_size": 2, "form": "wav", "start_method": "forkserver"}),  # the dataset's tensors travel through /dev/shm too
-    ],
-)
-def test_where_the_loop_is_slow_the_peak_is_the_bound_to_the_page(template, tone_trial, tmp_path, workers, prefetch, loader) -> None:
-    keys = {"form": "png", "num_workers": workers, "prefetch_factor": prefetch} | loader
-    ending, outcome, foreseen = run(template, tone_trial(loader=keys, device=PACED), tmp_path, 64 << 20)
-    assert (outcome.name, foreseen.verdict) == ("completed", "fits")
-    assert ending["shm_peak_bytes"] == foreseen.bound_bytes
+@pytest.mark.parametrize(("workers", "prefetch", "read_s"), [(1, 2, 0.0), (4, 2, 0.0), (4, 1, 0.3), (8, 4, 0.05)])
+def test_a_long_epoch_goes_on_as_it_went(workers: int, prefetch: int, read_s: float) -> None:
+    batches = 4 * PLAYED + 3
+    step = StepCosts(wait_s=0.03)
+    found = foreseen(planted(step, read_s=read_s), workers, batches, prefetch)
+    whole = simulate(Epoch(batches, workers, prefetch, 2, prepare_s=0.08, read_s=read_s, step_wait_s=0.03))
+    assert found.epoch_s == pytest.approx(whole.epoch_s, rel=0.002)
+    assert (found.fill_s, found.shm_peak_bytes) == (pytest.approx(whole.fill_s), whole.peak_batches * MIB)
+    assert found.stall_steps == pytest.approx(whole.stalled_steps, rel=0.02, abs=2)
+    assert foreseen(planted(step), 0, batches).epoch_s == pytest.approx(batches * 0.11)
 
 
-@isolated
-def test_a_trial_that_learns_peaks_where_it_validates(template, tone_trial, tmp_path) -> None:
-    """Two batches as in training, and the queues of two loaders: the persistent training workers keep theirs."""
-    keys = {"num_workers": 1, "prefetch_factor": 1, "batch_size": 3}
-    config = tone_trial(loader=keys, features={"n_mels": 64, "hop_ms": 10.0}, sgdr={"epochs": 2})
-    ending, _, foreseen = run(template, config, tmp_path, 64 << 20)
-    batch = (-(-3 * 64 * 101 * 4 // PAGE) + 1) * PAGE
-    assert ending["shm_peak_bytes"] == foreseen.bound_bytes == 2 * batch + 2 * 11 * PAGE
+def test_a_trials_batches_and_its_room_in_dev_shm_are_its_own(tone_trial) -> None:
+    """13 clips make 3 batches of 4. The step is slow, so all three lie there, beside the loader's semaphores."""
+    config = tone_trial(loader={"num_workers": 2, "batch_size": 4}, device={"first_of": ["paced"], "step_s": 1.0})
+    room = fit(config, 13, 6, 1 << 30)
+    found = forecast(config, planted(StepCosts(wait_s=1.0), batch_bytes=room.batch_bytes), 13, room)
+    assert found.epoch_s == pytest.approx(0.08 + 3 * 1.0)
+    assert found.shm_peak_bytes == room.bound_bytes
+    inline = config.model_copy(update={"loader": config.loader.model_copy(update={"num_workers": 0})})
+    assert forecast(inline, planted(), 13, fit(inline, 13, 6, 1 << 30)).shm_peak_bytes == 0
+    fresh = config.model_copy(update={"loader": config.loader.model_copy(update={"persistent_workers": False})})
+    assert forecast(fresh, planted(), 13, ShmFit(MIB, 0, 0, MIB, MIB)).start_s == pytest.approx(2 * 0.01)
 
 
-@isolated
-def test_workers_that_do_not_persist_may_leave_two_pages_each(template, tone_trial, tmp_path) -> None:
-    keys = {"num_workers": 2, "prefetch_factor": 1, "batch_size": 3, "persistent_workers": False}
-    config = tone_trial(loader=keys, device=PACED, sgdr={"epochs": 3})
-    ending, _, foreseen = run(template, config, tmp_path, 64 << 20)
-    assert foreseen.bound_bytes - 2 * 2 * PAGE <= ending["shm_peak_bytes"] <= foreseen.bound_bytes
+def test_the_metrics_of_a_forecast_have_a_unit_and_a_meaning() -> None:
+    found = foreseen(planted(), 2)
+    names = {name for name in SUMMARY if name.startswith("forecast_")}
+    assert found.metrics().keys() == names - {f"forecast_shm_{which}_bytes" for which in ("floor", "typical", "bound")}
+    assert found.metrics()["forecast_epoch_s"] == found.epoch_s
+    assert found.metrics()["forecast_closed_form_s"] == found.closed_form_s
 
 
-@isolated
-@pytest.mark.parametrize(
-    ("batch_size", "short", "verdict", "outcome"),
-    [
-        (12, 0, "fits", "completed"),  # an epoch of one batch leaves nothing to rates: the floor is the bound
-        (12, 1, "overflows", "shm_exhausted"),
-        (2, 0, "fits", "completed"),
-    ],
-)
-def test_the_limit_decides_to_the_page(template, tone_trial, tmp_path, batch_size: int, short: int, verdict: str, outcome: str) -> None:
-    keys = {"form": "png", "num_workers": 1, "prefetch_factor": 1, "batch_size": batch_size}
-    config = tone_trial(loader=keys, device=PACED | {"step_s": 0.01})
-    limit = fit(config, 12, 6, 0).bound_bytes - short * PAGE
-    _, ended, foreseen = run(template, config, tmp_path, limit)
-    assert (foreseen.verdict, ended.name) == (verdict, outcome)
+def test_a_thousand_forecasts_take_less_than_five_seconds() -> None:
+    """None like another, so that nothing is remembered; most as long as the default sweep's epochs, some of 85,000 clips."""
+    began = time.process_time()
+    for number in range(1000):
+        workers, batches = number % 9, (45, 45, 45, 2651)[number % 4]
+        foreseen(planted(prepare_s=0.05 + number / 1e6, shared=[(2, 1.05), (4, 1.1)]), workers, batches)
+    assert time.process_time() - began < 5

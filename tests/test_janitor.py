@@ -19,6 +19,7 @@ from tests.trees import ROOT, can_isolate, descendants, wait_until
 
 SWEEP = """
 name: links
+calibrate: false
 warmup_epochs: 0
 repeats: 2
 resources: {{shm: {shm}}}

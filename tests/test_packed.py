@@ -1,3 +1,7 @@
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +11,12 @@ import soundfile
 
 from speech import corpora
 from speech.audio import BadClip, read_clip
+from speech.clips import picture_of
 from speech.corpora import Clip, PreparedCorpus
+from speech.features import Picture
+from speech.images import write_images
 from speech.packed import packed_file, read_rows, to_int16, write_packed
+from tests.trees import ROOT
 
 SAMPLES = 16_000
 
@@ -89,7 +97,87 @@ def test_an_interrupted_packing_leaves_nothing(tone_trial, mixed, tmp_path, monk
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write_packed(tone_trial(), mixed, folder / "rows.npy")
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.iterdir()] == ["rows.npy.lock"]
+
+
+SLOW_PACKING = """
+import sys, time
+from pathlib import Path
+from speech import corpora, images, packed
+from speech.clips import picture_of
+from speech.config import TrialConfig
+
+config = TrialConfig.model_validate_json(sys.argv[1])
+corpus = corpora.prepare(config.corpus)
+picture = picture_of(config, corpus)
+read = corpora.PreparedCorpus.read
+
+def slow(self, clip, samples):
+    print("reading", flush=True)
+    time.sleep(0.5)
+    return read(self, clip, samples)
+
+corpora.PreparedCorpus.read = slow
+if config.loader.form == "png":
+    images.write_images(config, corpus, picture, Path(sys.argv[2]))
+else:
+    packed.write_packed(config, corpus, Path(sys.argv[2]))
+"""
+
+
+def write_form(config, path: Path) -> None:
+    corpus = corpora.prepare(config.corpus)
+    if config.loader.form == "png":
+        write_images(config, corpus, picture_of(config, corpus), path)
+    else:
+        write_packed(config, corpus, path)
+
+
+@pytest.mark.parametrize("form", ["packed", "png"])
+def test_what_a_killed_process_left_is_removed_by_the_next(tone_trial, tmp_path, form: str) -> None:
+    config, path = tone_trial(loader={"form": form}), tmp_path / "cache" / "clips"
+    command = [sys.executable, "-c", SLOW_PACKING, config.model_dump_json(), str(path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        assert [child.stdout.readline() for _ in range(3)] == ["reading\n"] * 3
+        child.kill()
+    assert {left.name for left in path.parent.iterdir()} == {"clips.lock", "clips.partial"}
+    write_form(config, path)
+    assert {left.name for left in path.parent.iterdir()} == {"clips.lock", "clips"}
+    write_form(config, tmp_path / "undisturbed")
+    assert contents(path) == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("form", ["packed", "png"])
+def test_of_two_writers_the_second_waits_and_finds_it_done(tone_trial, tmp_path, monkeypatch, form: str) -> None:
+    config, path, reads = tone_trial(loader={"form": form}), tmp_path / "clips", []
+    picture_of(config, corpora.prepare(config.corpus))  # reads, too, the first time
+    read = PreparedCorpus.read
+
+    def slow(self, clip, samples):
+        reads.append(clip)
+        time.sleep(0.01)
+        return read(self, clip, samples)
+
+    monkeypatch.setattr(PreparedCorpus, "read", slow)
+    writers = [threading.Thread(target=write_form, args=(config, path)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(reads) == 24, "each clip once"
+    assert {left.name for left in tmp_path.iterdir()} == {"clips.lock", "clips"}
+
+
+def test_pictures_that_can_not_all_be_made_leave_none(tone_trial, mixed, tmp_path) -> None:
+    broken = replace(mixed, clips=(*mixed.clips, Clip("gone.wav", 0, "gone", "training")))
+    with pytest.raises(BadClip, match=r"gone\.wav"):
+        write_images(tone_trial(), broken, Picture(tone_trial().features), tmp_path / "cache" / "pictures")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["pictures.lock"]
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 @pytest.mark.parametrize("kept", [0, 50, 1_000, -2])

@@ -175,7 +175,10 @@ def test_the_key_sees_what_else_decides_the_measurement(planned, override):
     assert not {trial.key for trial in planned(PLAIN).trials} & {trial.key for trial in planned(PLAIN, override).trials}
 
 
-@pytest.mark.parametrize("override", ["name=other", "trial_timeout=1h", "snapshots.keep=all", "tracking.experiment=x", "order=listed"])
+@pytest.mark.parametrize(
+    "override",
+    ["name=other", "trial_timeout=1h", "snapshots.keep=all", "tracking.experiment=x", "order=listed", "calibrate=false", "method=forecast"],
+)
 def test_the_key_does_not_see_what_decides_nothing(planned, override):
     assert {trial.key for trial in planned(PLAIN).trials} == {trial.key for trial in planned(PLAIN, override).trials}
 

@@ -131,6 +131,20 @@ def test_equals_share_the_recommendation_of_the_smaller_and_the_slower_are_never
     assert chosen.count(1) <= 200 * 0.05
 
 
+def test_a_lone_measured_count_is_recommended_before_forecasts_and_says_that_it_was_not_compared(tracking, plant):
+    swept = {"loader.num_workers": 2}
+    left_out = {"key": "other", "block": "workers", "repeat": 1, "measured": False, "forecast": {"forecast_epoch_s": 9.0}}
+    parameters = {"corpus.name": "synthetic", "corpus.words": ["yes", "no"], "loader.form": "wav"}
+    parameters |= {"sgdr.epochs": 8, "sgdr.cycle_factor": 1, "sgdr.lr": 0.01, "loader.num_workers": 0}
+    plan = [*({"key": trial_key("workers", swept, repeat)} for repeat in (1, 2, 3)), left_out | {"config": parameters}]
+    parent = tracking.start_sweep("first-look", "", plan, "")
+    for repeat, time in enumerate(FAST, 1):
+        plant(parent, swept, repeat, epoch_s=time)
+    (text,) = sentences(sweep_runs("first-look", tracking.uri), markdown=True)
+    assert text.startswith("Recommended for block workers: 2 workers, 1.00 s an epoch, the fastest.")
+    assert text.endswith(" Cells that were forecast and not measured are not compared.")
+
+
 def test_one_that_fitted_by_luck_counts_only_where_no_other_does(tracking, plant):
     frame = plant_sweep(tracking, plant, {(0, 64 * MB): times(3), (2, 64 * MB): FAST, (2, 1024 * MB): FAST})
     lucky = (frame["loader.num_workers"] == 2) & (frame["loader.shm_size"] == 64 * MB)

@@ -5,6 +5,7 @@ import os
 import random
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -12,12 +13,14 @@ import pytest
 
 from speech.config import Pinned, TrialConfig
 from sweeps.config import Metric
-from sweeps.forecast import fit
+from sweeps.forecast import forecast
 from sweeps.isolation import Template, environment
 from sweeps.plan import TrialSpec
 from sweeps.relay import Launch, run_trial
+from sweeps.shm_fit import fit
 from sweeps.tracking import Tracking, connect
 from tests.conftest import tracking_in
+from tests.planted_calibrations import planted
 from tests.tones import write_tones
 from tests.trees import ROOT, can_isolate
 
@@ -55,6 +58,7 @@ def launch_of(tracking: Tracking, folder: Path, specs: list[TrialSpec]) -> Launc
         provenance={},
         pinned={spec.key: Pinned(threads=1, cpus=[min(os.sched_getaffinity(0))]) for spec in specs},
         fits={spec.key: fit(spec.config, 12, 6, 1 << 30) for spec in specs},
+        forecasts={},
         exclusive=False,
     )
 
@@ -89,6 +93,25 @@ def test_a_wav_that_disappears_under_way_is_a_data_error_that_names_it(tmp_path,
     assert outcome.name == "data_error"
     assert "low/" in outcome.evidence
     assert ".wav" in outcome.evidence
+
+
+def test_the_forecast_is_in_the_tracker_before_the_trial_runs(tmp_path, tracking, tone_trial) -> None:
+    spec = spec_of(paced(tone_trial), "foreseen")
+    launch = launch_of(tracking, tmp_path, [spec])
+    foreseen = forecast(spec.config, planted(), 12, launch.fits["foreseen"])
+    launch = replace(launch, forecasts={"foreseen": foreseen})
+    template, seen = Template(ROOT), []
+
+    def look(figures: dict) -> None:
+        (run,) = tracking.trials(launch.parent)
+        seen.append(run.data.metrics)
+
+    try:
+        run_trial(template, spec, launch, look)
+    finally:
+        template.close()
+    assert foreseen.metrics().items() <= seen[0].items()
+    assert "epoch_s" not in seen[0]
 
 
 def test_a_run_tells_what_was_foreseen_what_was_read_back_and_what_it_ran_on(tmp_path, tracking, tone_trial) -> None:
@@ -166,7 +189,8 @@ def test_fifty_random_faults_have_fifty_right_outcomes_and_the_actor_stays_as_it
 
 def test_a_tree_that_ended_without_records_is_still_filed(tmp_path, tracking, tone_trial) -> None:
     """Its supervisor killed: no exit record comes, and the run closes all the same."""
-    spec = spec_of(paced(tone_trial, num_workers=1, prefetch_factor=1), "killed")
+    endless = tone_trial(device={"first_of": ["paced"], "step_s": 30.0}, loader={"shm_size": 64 << 20, "num_workers": 1})
+    spec = spec_of(endless, "killed")
     launch = launch_of(tracking, tmp_path, [spec])
     template = Template(ROOT)
 

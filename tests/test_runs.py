@@ -36,7 +36,7 @@ def test_a_row_a_trial_failed_ones_included(tracking, plant):
     assert (frame.loc[0, "epoch_s"], frame.loc[0, "accuracy"], frame.loc[0, "validation_clips"]) == (4.0, 0.5, 300.0)
     assert frame.loc[1:, "epoch_s"].isna().all()
     assert frame.loc[2, "shm_peak_bytes"] == 64 << 20
-    assert frame.attrs == {"sweep": "first-look", "uri": tracking.uri, "experiment": "speech", "plan": 3}
+    assert frame.attrs == {"sweep": "first-look", "uri": tracking.uri, "experiment": "speech", "plan": 3, "forecast_only": []}
 
 
 def test_the_columns_have_the_documented_types(tracking, plant):
@@ -166,6 +166,71 @@ def test_trials_of_an_earlier_version_of_the_sweep_are_kept_but_in_no_table(trac
     text = render("first-look", tracking.uri)
     assert "1 of 2 planned trials have not run." in text
     assert "1 trials of an earlier version" in text
+
+
+def planned(key, workers, measured=None, form="wav", **config):
+    """A row of plan.json; measured False: as `method: forecast` leaves it out."""
+    if measured is None:
+        return {"key": key}
+    swept = {"loader.num_workers": workers, "loader.form": form} | config
+    parameters = {"corpus.name": "synthetic", "corpus.words": ["yes", "no"], "sgdr.epochs": 8, "sgdr.cycle_factor": 1, "sgdr.lr": 0.01}
+    forecast = {"forecast_epoch_s": 9.0 + workers}
+    return {"key": key, "block": "workers", "repeat": 1, "measured": measured, "config": parameters | swept, "forecast": forecast}
+
+
+def test_trials_that_are_left_to_their_forecast_are_neither_rows_nor_missing(tracking, plant):
+    parent = tracking.start_sweep("first-look", "", [planned("a", 0), planned("b", 1, False), planned("c", 2)], "")
+    plant(parent, {"loader.num_workers": 0}, key="a", epoch_s=1.0)
+    frame = sweep_runs("first-look", tracking.uri)
+    assert (frame["key"].tolist(), frame.attrs["plan"]) == (["a"], 2)
+    (left_out,) = frame.attrs["forecast_only"]
+    assert left_out.items() >= {"key": "b", "block": "workers", "repeat": 1, "forecast_epoch_s": 10.0, "loader.num_workers": 1}.items()
+    assert left_out["corpus.words"] == '["yes", "no"]'
+    text = render("first-look", tracking.uri)
+    assert "\n2 of 3 trials measured, the others forecast: about 1.3 min saved.\n1 of 2 planned trials have not run." in text  # 8 x 10 s
+
+
+def test_what_is_sure_to_overflow_saves_no_minutes(tracking, plant):
+    rows = [planned("a", 0), planned("b", 1, False), planned("c", 2, False) | {"forecast_fit": "overflows"}]
+    plant(tracking.start_sweep("first-look", "", rows, ""), {"loader.num_workers": 0}, key="a", epoch_s=1.0)
+    assert "\n1 of 3 trials measured, the others forecast: about 1.3 min saved.\n" in render("first-look", tracking.uri)
+
+
+def test_a_trial_measured_before_it_was_left_to_its_forecast_is_measured(tracking, plant):
+    parent = tracking.start_sweep("first-look", "", [planned("a", 0, False), planned("b", 1, False)], "")
+    plant(parent, {"loader.num_workers": 0}, key="a", epoch_s=1.0)
+    plant(parent, {"loader.num_workers": 1}, key="b", outcome="crashed")
+    frame = sweep_runs("first-look", tracking.uri)
+    assert frame.set_index("key")["planned"].to_dict() == {"a": True, "b": False}
+    assert [row["key"] for row in frame.attrs["forecast_only"]] == ["b"]
+
+
+def left_to_forecasts(tracking):
+    return {(group.varied, group.surroundings): group.forecast_only["key"].tolist() for group in groups(tracking)}
+
+
+def test_forecasts_stand_with_the_trials_that_differ_in_workers_and_shm_only(tracking, plant):
+    rows = [planned(key, 1) for key in "ab"] + [planned("c", 4, False), planned("d", 4, False, "png"), planned("e", 8, False, "png")]
+    rows += [planned("f", 8, False) | {"block": "other"}]
+    parent = tracking.start_sweep("first-look", "", rows, "")
+    plant(parent, {"loader.num_workers": 0, "loader.form": "wav"}, key="a")
+    plant(parent, {"loader.num_workers": 0, "loader.form": "png"}, key="b")
+    here = "Planted CPU · 2 cores · 2 threads · float32"
+    assert left_to_forecasts(tracking) == {("form=wav", here): ["c"], ("form=png", here): ["d", "e"]}
+
+
+def test_a_parameter_that_only_left_out_trials_have_tells_them_apart(tracking, plant):
+    rows = [planned("a", 1), planned("b", 2, False), planned("c", 2, False, **{"loader.prefetch_factor": 4})]
+    plant(tracking.start_sweep("first-look", "", rows, ""), {"loader.num_workers": 1}, key="a")
+    assert list(left_to_forecasts(tracking).values()) == [["b"]]
+
+
+def test_a_forecast_is_for_the_machine_of_the_latest_launch(tracking, plant):
+    parent = tracking.start_sweep("first-look", "", [planned("a", 1), planned("b", 1), planned("c", 2, False)], "")
+    plant(parent, {"loader.num_workers": 0}, key="a", tags={"cores": 4})
+    plant(parent, {"loader.num_workers": 0}, key="b")
+    found = {surroundings.split(" · ")[1]: keys for (_, surroundings), keys in left_to_forecasts(tracking).items()}
+    assert found == {"4 cores": [], "2 cores": ["c"]}
 
 
 def test_failures_are_named_with_their_evidence(tracking, plant):

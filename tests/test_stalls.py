@@ -163,6 +163,15 @@ def test_the_command_draws_what_its_filters_leave_or_one_run(tracking: Tracking,
     assert {path.name for path in out.iterdir()} == {drawn.name, "workers_num_workers=8_shm_size=1G_repeat_1_epoch=0.png"}
 
 
+def test_a_trial_without_a_picture_is_told_and_the_others_are_drawn(tracking: Tracking, kept, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "pictures"
+    main(["first-look", "--out", str(out), "--uri", tracking.uri])
+    (drawn,) = out.iterdir()
+    said = capsys.readouterr()
+    assert (said.out, drawn.name) == (f"{drawn}\n", "workers_num_workers=8_shm_size=1G_repeat_1.png")
+    assert said.err == "workers · num_workers=2 shm_size=1G · repeat 1: its records are not in the tracker\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -10,7 +10,11 @@ from tests.test_epochs import NONE, TWO
 @pytest.fixture
 def page(tracking, plant):
     """A page of three blocks: workers with all figures, sizes with old ones, and cycles."""
-    points = [("workers", {"loader.num_workers": workers, "loader.shm_size": None}, figures) for workers, figures in ((0, NONE), (2, TWO))]
+    foreseen = {f"forecast_{name}": 1.0 for name in ("epoch_s", "epoch_low_s", "epoch_high_s", "fill_s", "closed_form_s")}
+    points = [
+        ("workers", {"loader.num_workers": workers, "loader.shm_size": None}, figures | foreseen)
+        for workers, figures in ((0, NONE), (2, TWO))
+    ]
     points += [("sizes", {"loader.num_workers": 2, "loader.shm_size": size << 20}, {"epoch_s": 1.0}) for size in (64, 128)]
     points += [
         ("cycles", {"sgdr.cycle_epochs": epochs}, dict.fromkeys(("accuracy", "best_snapshot_accuracy", "ensemble_accuracy"), 0.5))
@@ -27,6 +31,7 @@ def page(tracking, plant):
 TITLES = (
     "Epoch seconds by num_workers and shm_size, block workers",
     "Where an epoch goes, block workers",
+    "Forecast and measured, block workers",
     "Recommended for block workers: 2 workers",
     "Epoch seconds by num_workers and shm_size, block sizes",
     "/dev/shm: foreseen and measured, block sizes",

@@ -36,7 +36,6 @@ PLANTED = [
             "end_s": [0.035, 0.039, 0.159],
             "cpu_s": [0.01, 0.02, 0.03],
             "read_bytes": [0, 4096, -1],
-            "shm_bytes": [2 << 20, 4 << 20, 2 << 20],
         },
     },
     {"kind": "snapshot", "cycle": 0, "epoch": 0, "file": "cycle-0.pt", "metrics": {"snapshot/accuracy": 0.5}},
@@ -91,8 +90,8 @@ def test_the_workers_and_what_each_batch_cost() -> None:
     assert lanes(found) == ["training process", "accelerator", "worker 0", "worker 1"]
     assert spans(found, "worker 0") == [("batch 0", 2_008_000, 2_039_000), ("batch 2", 2_039_100, 2_159_000)]
     assert spans(found, "worker 1") == [("batch 1", 2_012_000, 2_035_000)]
-    assert args(found, "batch 0") == {"cpu_s": 0.02, "read_bytes": 4096, "shm_MiB": 4.0}
-    assert args(found, "batch 2") == {"cpu_s": 0.03, "shm_MiB": 2.0}, "where the kernel doesn't count bytes, there are none"
+    assert args(found, "batch 0") == {"cpu_s": 0.02, "read_bytes": 4096}
+    assert args(found, "batch 2") == {"cpu_s": 0.03}, "where the kernel doesn't count bytes, there are none"
 
 
 def test_the_accelerator_and_only_pauses_above_a_millisecond_are_stalls() -> None:
@@ -115,15 +114,8 @@ def test_counters_of_ready_batches_and_of_shm_against_its_limit() -> None:
         (2_159_000, 1),
         (2_160_000, 0),
     ]
-    assert counter(found, "/dev/shm in use") == [
-        (2_035_000, 2.0),
-        (2_039_000, 4.0),
-        (2_040_000, 2.0),
-        (2_066_000, 4.0),
-        (2_159_000, 2.0),
-        (2_160_000, 2.0),
-    ]
-    assert counter(found, "/dev/shm limit") == [(2_035_000, 64.0), (2_160_000, 64.0)]
+    assert counter(found, "/dev/shm in use") == [(2_040_000, 2.0), (2_066_000, 4.0), (2_160_000, 2.0)]
+    assert counter(found, "/dev/shm limit") == [(2_040_000, 64.0), (2_160_000, 64.0)]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3, 8, 64])

@@ -184,6 +184,59 @@ def test_a_disturbed_trial_that_has_not_run_again_yet_is_said_to(tracking, plant
     assert "1 of 2 trials was disturbed from outside: workers · num_workers=0 · repeat 1 (a compiler)." in text
 
 
+FORECAST_PAGE = """\
+workers  shm 64M                     n  shm node        n
+-------  --------------------------  -  --------------  -
+      0  10.00 (10.00-10.00)         3  -
+      2   5.00 s, 1 of 3 overflowed  2  ~5.05 forecast
+      4  ~4.05 forecast                 ~4.05 forecast
+      8  ~overflows forecast            -
+
+Median over n trials of their epoch seconds (fastest-slowest trial); warm epochs only.
+~ Not measured: by its forecast this cell can't change the recommendation.
+"""
+
+
+def foreseen_row(workers, size, repeat, epoch_s, **more):
+    swept = {"loader.num_workers": workers, "loader.shm_size": size}
+    parameters = {"corpus.name": "synthetic", "corpus.words": ["yes", "no"], "loader.form": "wav"}
+    parameters |= {"sgdr.epochs": 8, "sgdr.cycle_factor": 1, "sgdr.lr": 0.01, **{name: value for name, value in swept.items() if value}}
+    row = {"key": trial_key("workers", swept, repeat), "block": "workers", "repeat": repeat, "swept": swept}
+    return row | {"measured": False, "config": parameters, "forecast": {"forecast_epoch_s": epoch_s}} | more
+
+
+def test_cells_that_were_not_measured_show_their_forecast(tracking, plant):
+    measured = [*worker_trials(0, 64 * MB, [10.0] * 3, {}), *worker_trials(2, 64 * MB, [5.0, 5.0, None], {})]
+    rows = [{"key": trial_key("workers", swept, repeat)} for swept, repeat, *_ in measured]
+    rows += [foreseen_row(*cell, repeat, 4.05) for cell in ((4, 64 * MB), (4, None)) for repeat in (1, 2, 3)]
+    rows += [foreseen_row(2, None, 1, 5.05), foreseen_row(8, 64 * MB, 1, 3.0, forecast_fit="overflows")]
+    parent = tracking.start_sweep("first-look", "", rows, "")
+    for swept, repeat, outcome, epoch_s, _ in measured:
+        plant(parent, swept, repeat, outcome, **({} if epoch_s is None else {"epoch_s": epoch_s}))
+    frame = sweep_runs("first-look", tracking.uri)
+    (text,) = tables(frame)
+    assert FORECAST_PAGE in text
+    cells = epoch_times(frame).set_index(["shm_size", "num_workers"])
+    assert cells["forecast_s"].dropna().to_dict() == {("64M", 4): 4.05, ("64M", 8): 3.0, ("node", 2): 5.05, ("node", 4): 4.05}
+    assert cells.loc[("64M", 4), ["trials", "n"]].tolist() == [0, 0]
+
+
+def test_one_measured_cell_beside_forecasts_is_a_table(tracking, plant):
+    swept = {"loader.num_workers": 2, "loader.shm_size": None}
+    rows = [{"key": trial_key("workers", swept, 1)}, foreseen_row(1, None, 1, 5.05), foreseen_row(4, None, 1, 12.5)]
+    plant(tracking.start_sweep("first-look", "", rows, ""), swept, epoch_s=4.0)
+    cells = epoch_times(sweep_runs("first-look", tracking.uri))
+    assert cells["num_workers"].tolist() == [1, 2, 4]
+
+
+def test_a_cell_with_a_measured_trial_shows_no_forecast(tracking, plant):
+    swept = {"loader.num_workers": 2, "loader.shm_size": None}
+    rows = [{"key": trial_key("workers", swept, 1)}, foreseen_row(2, None, 2, 5.05), foreseen_row(4, None, 1, 12.5)]
+    plant(tracking.start_sweep("first-look", "", rows, ""), swept, outcome="timeout")
+    cells = epoch_times(sweep_runs("first-look", tracking.uri)).set_index("num_workers")
+    assert (cells.loc[2, "outcomes"], math.isnan(cells.loc[2, "forecast_s"])) == ("1 of 1 timed out", True)
+
+
 @pytest.fixture(scope="module")
 def simulated():
     """200 sweeps of three repeats in which 0 and 1 workers are the same point, and 2 workers are a fifth faster."""

@@ -137,7 +137,7 @@ def test_an_epochs_raw_steps_explain_its_figures(tone_trial, tmp_path) -> None:
         came = [ask + wait for ask, wait in zip(steps["ask_s"], steps["wait_s"], strict=True)]
         assert all(end < came[step] for step, end in zip(fetches["step"], fetches["end_s"], strict=True)), "made before it came"
         assert metrics["loader/occupancy"] == occupancy(fetches, steps["ask_s"])
-        assert metrics["cpu/worker_s"] == pytest.approx(sum(fetches["cpu_s"]), abs=1e-5)
+        assert metrics["cpu/worker_s"] == pytest.approx(sum(fetches["cpu_s"]), abs=0.02), "between looks or between batches"
         assert len(steps["shm_bytes"]) == 3
     first, second = (epoch["began_s"] for epoch in of_kind(records, "epoch"))
     assert 0 <= first < second

@@ -1,6 +1,7 @@
 """Counters of the kernel, against work whose size is known, and the arithmetic on planted readings."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,15 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from speech import usage
 from speech.page_cache import drop
-from speech.usage import Usage, cores, look, own, usage_metrics
+from speech.usage import TICK_S, Usage, below_cpu_s, cores, look, own, usage_metrics
 
-BEFORE = Usage(clock_s=100.0, main_cpu_s=5.0, read_bytes=1000, busy_s=40.0, cores_s=200.0, waiting_s={"io": 1.0, "memory": 0.0})
-AFTER = Usage(clock_s=110.0, main_cpu_s=8.0, read_bytes=1500, busy_s=52.0, cores_s=220.0, waiting_s={"io": 1.5, "memory": 0.0})
+BEFORE = Usage(100.0, main_cpu_s=5.0, read_bytes=1000, below_cpu_s=2.0, busy_s=40.0, cores_s=200.0, waiting_s={"io": 1.0, "memory": 0.0})
+AFTER = Usage(110.0, main_cpu_s=8.0, read_bytes=1500, below_cpu_s=7.0, busy_s=52.0, cores_s=220.0, waiting_s={"io": 1.5, "memory": 0.0})
+LISTED = pytest.mark.skipif(not usage.CHILDREN_ARE_LISTED, reason="this kernel doesn't list a process's children")
+BURN = "import time\nwhile time.process_time() < 0.5: pass\n"
 
 
 def test_what_nobody_of_the_trial_did_was_done_outside() -> None:
-    metrics = usage_metrics(BEFORE, AFTER, worker_cpu_s=5.0, worker_read_bytes=250)
+    metrics = usage_metrics(BEFORE, AFTER, worker_cpu_s=4.0, worker_read_bytes=250)
     assert metrics == {
         "cpu/main_s": 3.0,
         "cpu/worker_s": 5.0,
@@ -32,16 +36,45 @@ def test_what_is_not_told_is_absent_and_never_zero() -> None:
     assert usage_metrics(before, after, None).keys() == {"cpu/main_s", "cpu/outside_fraction", "io/read_bytes"}
 
 
+@pytest.mark.parametrize(("told_s", "outside"), [(None, 9 / 20), (4.0, 5 / 20)])
+def test_where_the_kernel_lists_no_children_the_workers_are_believed(told_s: float | None, outside: float) -> None:
+    before, after = (each._replace(below_cpu_s=None) for each in (BEFORE, AFTER))
+    metrics = usage_metrics(before, after, told_s)
+    assert metrics["cpu/outside_fraction"] == pytest.approx(outside)
+    assert metrics.get("cpu/worker_s") == told_s
+
+
 def test_ticks_are_coarse_but_no_share_is_below_nothing() -> None:
-    assert usage_metrics(BEFORE, AFTER, worker_cpu_s=9.5)["cpu/outside_fraction"] == 0
+    assert usage_metrics(BEFORE, AFTER._replace(below_cpu_s=11.5), worker_cpu_s=9.5)["cpu/outside_fraction"] == 0
+
+
+@LISTED
+@pytest.mark.parametrize("command", [[sys.executable, "-c", BURN], ["sh", "-c", f"'{sys.executable}' -c '{BURN}'; true"]])
+def test_what_children_and_theirs_compute_is_counted_while_they_live_and_once_when_they_have_ended(command: list[str]) -> None:
+    began, before = _told_s(), os.times()
+    with subprocess.Popen(command) as child:
+        while child.poll() is None:
+            living = _told_s()
+            time.sleep(0.02)
+    after = os.times()
+    ended = after.children_user + after.children_system - before.children_user - before.children_system
+    assert ended >= 0.5 - 2 * TICK_S
+    assert living - began >= 0.4, "the last time that it was seen to live"
+    assert _told_s() - began == pytest.approx(ended, abs=2 * TICK_S)
+
+
+def _told_s() -> float:
+    told = below_cpu_s()
+    assert told is not None
+    return told
 
 
 def test_another_process_that_computes_is_outside_and_ones_own_work_is_not() -> None:
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
-        began = look()
-        time.sleep(1.0)
-        shared = usage_metrics(began, look(), None)
-        other.kill()
+    other = _start_apart("while True: pass")
+    began = look()
+    time.sleep(1.0)
+    shared = usage_metrics(began, look(), None)
+    os.kill(other, signal.SIGKILL)
     began = look()
     while time.process_time() < began.main_cpu_s + 1.0:
         pass
@@ -52,6 +85,12 @@ def test_another_process_that_computes_is_outside_and_ones_own_work_is_not() -> 
     assert own["cpu/main_s"] == pytest.approx(1.0, abs=0.1)
     busy = (ended.busy_s - began.busy_s) / (ended.cores_s - began.cores_s)
     assert own["cpu/outside_fraction"] < busy
+
+
+def _start_apart(code: str) -> int:
+    """A Python that is no child of this process: its parent, a shell, has ended."""
+    start = f"'{sys.executable}' -c '{code}' > /dev/null 2>&1 & echo $!"
+    return int(subprocess.run(["sh", "-c", start], capture_output=True, text=True, check=True).stdout)
 
 
 def test_the_cores_are_those_that_the_process_may_use() -> None:

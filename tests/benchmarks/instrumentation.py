@@ -34,7 +34,7 @@ from sweeps.hygiene import settle
 
 ROW_S = 60.0  # spent on the pairs of a row; short epochs make more of them
 CALLS = 50  # epochs in which nothing but measuring is done
-CLIPS = 500  # some 12 batches of 32 an epoch: short pairs, so that the machine's drift hits both alike
+CLIPS = 1800  # as many as the default sweep speaks
 WAYS = (("png", 0), ("png", 2), ("packed", 0), ("packed", 2))  # form, workers
 WORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 
@@ -80,7 +80,9 @@ def _row(form: str, workers: int) -> dict[str, str | float | int]:
 
 
 class _Ready:
-    """A loader whose batches are there at once, and noted as a worker's are."""
+    """A loader whose batches are there at once, and noted."""
+
+    num_workers = 0
 
     def __init__(self, steps: int, log: FetchLog):
         self.steps, self.log = steps, log
@@ -99,6 +101,7 @@ def _calls_s(steps: int) -> float:
     """Seconds of an epoch in which nothing but measuring is done; the median of many."""
     with tempfile.TemporaryDirectory() as scratch:
         log = FetchLog(Path(scratch, "log"))
+        log.make_room(steps)
         took = []
         for _ in range(CALLS):
             began = time.perf_counter()

@@ -1,0 +1,285 @@
+"""What one batch costs here, measured in some twenty seconds: plain processes that prepare batches, a loader of one worker, training steps.
+
+The one idea is never to run what is to be forecast. No loader has more than one worker: how preparing slows down when cores are shared is
+measured with plain processes side by side, which know neither queue nor window, and what it takes to hand a batch over with a loader of
+one worker among such processes.
+
+    costs = calibrate_loader(make, cores=2)        make(num_workers, prefetch_factor, persistent_workers) -> DataLoader
+"""
+
+import itertools
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from speech import accelerator, corpora, page_cache
+from speech.clips import Clips
+from speech.config import Trial
+from speech.costs import Calibration, LoaderCosts, StepCosts, paced_step
+from speech.learner import make_learner
+from speech.loading import make_loader
+from speech.plain_processes import FEWEST, Pace, Preparing, pace_of
+from speech.shapes import batch_bytes
+
+Make = Callable[[int, int | None, bool], DataLoader]  # num_workers, prefetch_factor, persistent_workers
+
+WINDOW_S = 2.5  # over about this long each figure is taken
+AHEAD = 4  # batches that lie ready when taking them is timed
+STARTS = 3  # of a worker
+MOST = 32  # plain processes at once, unless there are more cores
+PAUSE_S = 0.005  # in the place of a training step
+PASSES = 4
+FIFTHS = 5
+
+
+def calibrate_trial(trial: Trial) -> Calibration:
+    """What a batch costs `trial`, whatever its number of workers; its folder is not written to. Its device is cpu or paced."""
+    began = time.perf_counter()
+    config, pinned = trial.config, trial.pinned
+    torch.set_num_threads(pinned.threads)
+    corpus = corpora.prepare(config.corpus)
+
+    def make(num_workers: int, prefetch_factor: int | None, persistent_workers: bool) -> DataLoader:
+        keys = {"num_workers": num_workers, "prefetch_factor": prefetch_factor or 1, "persistent_workers": persistent_workers}
+        loader = config.loader.model_copy(update=keys)
+        return make_loader(config.model_copy(update={"loader": loader}), corpus, "training", trial.seed)[0]
+
+    plain = make(0, None, False)
+    files = cast(Clips, plain.dataset).files() if config.corpus.cache == "cold" else []
+    size = batch_bytes(config, config.loader.batch_size)
+    costs = calibrate_loader(make, len(os.sched_getaffinity(0)), size, lambda: page_cache.drop(files))
+    modelled = accelerator.choose(config.device) == "paced"
+    step = paced_step(config.device) if modelled else _step_costs(trial, corpus, costs, plain)
+    return Calibration(loader=costs, step=step, modelled=modelled, took_s=time.perf_counter() - began)
+
+
+def _step_costs(trial: Trial, corpus: corpora.PreparedCorpus, costs: LoaderCosts, plain: DataLoader) -> StepCosts:
+    """Of real training on the host's cores."""
+    learner, batch = make_learner(trial, corpus, "cpu"), next(iter(plain))
+
+    def step() -> None:
+        learner.learn(batch, lr=1e-6, mixup=1.0)
+
+    return calibrate_step(step, trial.pinned.threads, costs, plain)
+
+
+def calibrate_loader(make: Make, cores: int, batch_bytes: int, refresh: Callable[[], None] = lambda: None) -> LoaderCosts:
+    """Measures `make`'s loader on `cores` cores that nothing else uses; `refresh` is called before each pass over its data.
+
+    ValueError: the loader doesn't say which samples make a batch (an IterableDataset, or batch_size=None).
+    """
+    plain = make(0, None, False)
+    if isinstance(plain.dataset, IterableDataset) or plain.batch_sampler is None:
+        raise ValueError("only a loader over a map-style dataset, with a batch_size or a batch_sampler, can be calibrated")
+    most = min(4 * cores, max(cores, MOST))
+    paces = {count: _mean_pace(plain, count, refresh) for count in sorted({1, 2, cores, min(2 * cores, most), most})}
+    read_s = paces[1].wall_s - paces[1].cpu_s
+    read_s = read_s if read_s > 0.02 * paces[1].wall_s else 0.0  # less is the clock's and the scheduler's
+    workers = [_fresh_worker(make, refresh) for _ in range(STARTS)]
+    batch_s = statistics.median(worker.batch_s for worker in workers)
+    plain_s = _share_s(paces[1], 1, cores, read_s)
+    prepare_s = max(batch_s - read_s, plain_s)  # a worker computes at least what a plain process does
+    sending_s = prepare_s - plain_s
+    handed = {others: _handed_over(make, plain, batch_s, others, cores) for others in sorted({0, cores - 1, most - 1})}
+    late = {others: _late_s(make, plain, others) for others in handed}
+    inline_s = _inline(plain, refresh)  # last: what it opens, no process that was forked shares
+    return LoaderCosts(
+        cores=cores,
+        batch_size=_clips(plain),
+        batch_bytes=batch_bytes,
+        inline_s=max(inline_s - read_s, 0.0),
+        prepare_s=prepare_s,
+        read_s=read_s,
+        read_slower=[(n, max((paces[n].wall_s - paces[n].cpu_s) / read_s, 1.0)) for n in paces if n <= cores] if read_s else [],
+        receive_s=[(others, of.receive_s) for others, of in handed.items()],
+        deliver_s=[(others, max(seconds - handed[others].receive_s, 0.0)) for others, seconds in late.items()],
+        wake_s=[(others + 1, of.wake_s) for others, of in handed.items() if others < cores],  # workers that wait in turn leave it a core
+        release_s=handed[0].release_s,
+        fork_s=statistics.median(worker.fork_s for worker in workers),
+        ready_s=max(statistics.median(worker.first_s for worker in workers) - batch_s - handed[0].receive_s, 0.0),
+        shared=[(n, (_share_s(pace, n, cores, read_s) + sending_s) / prepare_s) for n, pace in paces.items()],
+        spread=(max(worker.batch_s for worker in workers) - min(worker.batch_s for worker in workers)) / 2 / batch_s,
+    )
+
+
+def _share_s(pace: Pace, count: int, cores: int, read_s: float) -> float:
+    """Seconds a batch of an even share of the cores, as so many processes got on. Where they wait for reads they hardly meet on the
+    cores, and only what each used of them can be told."""
+    return pace.cpu_s if read_s else pace.wall_s / max(1.0, count / cores)
+
+
+def _inline(plain: DataLoader, refresh: Callable[[], None]) -> float:
+    """Seconds a batch of the training process itself, which does something else between batches: its threads and caches cool down.
+
+    In several passes, as one is faster than the other by how its memory comes to lie.
+    """
+    took: list[float] = []
+    for timed in range(PASSES + 1):  # the first is not: memory that was asked for before is given again faster
+        refresh()
+        batches = iter(plain)
+        until = time.perf_counter() + WINDOW_S / 3
+        for _ in range(len(plain)):
+            asked = time.perf_counter()
+            batch = next(batches)
+            del batch
+            if timed:
+                took.append(time.perf_counter() - asked)
+            if time.perf_counter() > until:
+                break
+            time.sleep(PAUSE_S)
+    return statistics.mean(took)
+
+
+def _mean_pace(plain: DataLoader, count: int, refresh: Callable[[], None]) -> Pace:
+    """Of several groups of processes where they are small: how fast one prepares depends a little on how its memory came to lie."""
+    paces = [pace_of(plain, count, WINDOW_S / 2, refresh) for _ in range(max(4 // count, 1))]
+    return Pace(*(statistics.mean(column) for column in zip(*paces, strict=True)))
+
+
+class _Worker(NamedTuple):
+    """The only one of a loader, newly started, nothing else being asked of the machine. Seconds."""
+
+    fork_s: float  # to start it
+    first_s: float  # from there to the first batch
+    batch_s: float  # a batch, later
+
+
+def _fresh_worker(make: Make, refresh: Callable[[], None]) -> _Worker:
+    loader = make(1, AHEAD, True)
+    refresh()
+    began = time.perf_counter()
+    batches = iter(loader)
+    forked = time.perf_counter()
+    next(batches)
+    first = time.perf_counter()
+    for _ in batches:  # untimed: a new worker copies the pages of memory that it touches
+        if time.perf_counter() - first > WINDOW_S / 4:
+            break
+    return _Worker(forked - began, first - forked, _typical(_intervals(loader, refresh, WINDOW_S / 2))[0])
+
+
+class _Stamped:
+    """A collate_fn that says when it was done."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]):
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> tuple[Any, float]:
+        return self.collate(samples), time.perf_counter()
+
+
+def _late_s(make: Make, plain: DataLoader, others: int) -> float:
+    """From a batch's end in the only worker, beside `others` plain processes, until a loop that waits for it has it; mean seconds."""
+    loader = make(1, AHEAD, True)
+    loader.collate_fn = _Stamped(loader.collate_fn)
+    late: list[float] = []
+    with Preparing(plain, others):
+        until = time.perf_counter() + WINDOW_S / 2
+        while time.perf_counter() < until or not late:
+            for _, made in loader:
+                late.append(time.perf_counter() - made)
+                if time.perf_counter() > until:
+                    break
+    return statistics.mean(late)
+
+
+class _Handed(NamedTuple):
+    """What a batch that lies ready costs the loop, in seconds."""
+
+    receive_s: float  # to take it
+    release_s: float  # to let it go
+    wake_s: float  # by which the loop wakes late after it waited for a moment
+
+
+def _handed_over(make: Make, plain: DataLoader, batch_s: float, others: int, cores: int) -> _Handed:
+    """By one worker beside `others` plain processes, where the loop is the slow side."""
+    loader = make(1, AHEAD, True)
+    slower = batch_s * max(1.0, (others + 1) / cores)
+    handed: list[_Handed] = []
+    with Preparing(plain, others):
+        until = time.perf_counter() + WINDOW_S
+        while time.perf_counter() < until or not handed:
+            batches = iter(loader)
+            time.sleep(1.2 * slower * AHEAD)  # they lie ready
+            for _ in range(min(AHEAD, len(loader))):
+                began = time.perf_counter()
+                batch = next(batches)
+                received = time.perf_counter()
+                del batch
+                released = time.perf_counter()
+                pause_s = random.random() * slower / 2
+                time.sleep(pause_s)  # the worker is on the next one
+                handed.append(_Handed(received - began, released - received, time.perf_counter() - released - pause_s))
+    return _Handed(*(statistics.mean(column) for column in zip(*handed, strict=True)))
+
+
+def _intervals(loader: DataLoader, refresh: Callable[[], None], window_s: float) -> list[float]:
+    """Seconds from one batch of a pass to the next, each taken and let go at once; of a pass with a single one until it came."""
+    found: list[float] = []
+    began = time.perf_counter()
+    while time.perf_counter() - began < window_s or len(found) < FEWEST:
+        moments = _pass(loader, refresh)
+        found += [later - earlier for earlier, later in itertools.pairwise(moments if len(moments) < 3 else moments[1:])]
+    return found
+
+
+def _pass(loader: DataLoader, refresh: Callable[[], None]) -> list[float]:
+    """When the first batch was asked for and when each came, of a pass that ends with the data or after the window."""
+    refresh()
+    batches = iter(loader)
+    moments = [time.perf_counter()]
+    for batch in batches:
+        moments.append(time.perf_counter())
+        del batch
+        if moments[-1] - moments[0] > WINDOW_S:
+            break
+    return moments
+
+
+def _typical(intervals: list[float]) -> tuple[float, float]:
+    """Mean seconds, as an epoch is a sum of them, and the relative half-range of the means of fifths."""
+    size = max(len(intervals) // FIFTHS, 1)
+    means = [statistics.mean(intervals[first : first + size]) for first in range(0, len(intervals) - size + 1, size)]
+    mean = statistics.mean(intervals)
+    return statistics.median(means), (max(means) - min(means)) / 2 / mean
+
+
+def _clips(loader: DataLoader) -> int:
+    batch = next(iter(loader.batch_sampler))  # type: ignore[arg-type]
+    return len(getattr(batch, "clips", batch))
+
+
+def calibrate_step(step: Callable[[], None], threads: int, beside: LoaderCosts, loader: DataLoader) -> StepCosts:
+    """A training step that computes on `threads` threads of the host, alone and while plain processes prepare batches of `loader`.
+
+    `step` runs one to its end; `beside`: what preparing costs where no step runs.
+    """
+    step()
+    seconds, spread = _typical(_repeated(step))
+    cpu_s = seconds / max(1.0, threads / beside.cores)
+    alone_s = _mean_pace(loader, 1, lambda: None).wall_s - beside.read_s
+    slower, preparing = [], []
+    for count in sorted({1, beside.cores, 2 * beside.cores}):
+        even = max(1.0, (threads + count) / beside.cores)
+        with Preparing(loader, count, WINDOW_S / 2) as processes:
+            step_s, _ = _typical(_repeated(step, WINDOW_S / 2))
+            pace = processes.pace()
+        slower.append((count, step_s / (cpu_s * even)))
+        preparing.append((count, (pace.wall_s - beside.read_s) / (alone_s * even)))
+    return StepCosts(cpu_s=cpu_s, threads=threads, beside=slower, prepare_beside=preparing, spread=spread)
+
+
+def _repeated(step: Callable[[], None], window_s: float = WINDOW_S) -> list[float]:
+    took: list[float] = []
+    began = time.perf_counter()
+    while time.perf_counter() - began < window_s or len(took) < FEWEST:
+        asked = time.perf_counter()
+        step()
+        took.append(time.perf_counter() - asked)
+    return took

@@ -1,0 +1,195 @@
+"""Which calibrations trials need, what the cache keeps of them, and the task as it really runs."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from speech.config import Pinned, cache_dir
+from speech.costs import Calibration
+from sweeps import calibration
+from sweeps.calibration import Wanted, cached, name_of, obtain, save, wanted
+from sweeps.config import Metric
+from sweeps.isolation import Template
+from sweeps.plan import TrialSpec
+from sweeps.preflight import Node, PreflightError
+from tests.planted_calibrations import planted
+from tests.trees import ROOT, can_isolate
+
+NODE = Node((), (0, 1))
+PINNED = Pinned(threads=2, cpus=[0, 1])
+PACED = {"first_of": ["paced"], "step_s": 0.01}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def quiet(monkeypatch) -> None:
+    """As if nothing else ran: other tests may."""
+    monkeypatch.setattr(calibration, "settle", lambda patience_s: {})
+
+
+def spec(key: str, config) -> TrialSpec:
+    return TrialSpec(key, "b", 1, 1, config, {}, Metric(name="epoch_s", goal="minimize"), 0, 60.0)
+
+
+def name(config, pinned=PINNED, fingerprint="f00d", node=NODE) -> str:
+    return name_of(config, pinned, fingerprint, node)
+
+
+SHARED = [
+    {"loader": {"num_workers": 8}}, {"loader": {"prefetch_factor": 4}}, {"loader": {"shm_size": 1 << 30}},
+    {"loader": {"persistent_workers": False}}, {"sgdr": {"epochs": 7}}, {"sgdr": {"lr": 0.5}}, {"optimizer": {"momentum": 0.1}},
+    {"model": {"weights": "imagenet"}}, {"corpus": {"words": ["high", "low"]}},
+]  # fmt: skip
+DECIDING = [
+    {"loader": {"form": "packed"}}, {"loader": {"batch_size": 3}}, {"loader": {"start_method": "spawn"}},
+    {"features": {"n_mels": 20}}, {"features": {"kinds": ["mfcc"]}}, {"augment": {"freq_mask": 2}}, {"augment": {"shift_ms": 100.0}},
+    {"corpus": {"seconds": 0.5}}, {"corpus": {"cache": "cold"}}, {"corpus": {"read_latency_s": 0.1}},
+    {"device": {"first_of": ["cpu"]}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("groups", SHARED, ids=str)
+def test_trials_that_prepare_the_same_batches_share_a_calibration(tone_trial, groups) -> None:
+    assert name(tone_trial(**{"device": PACED} | groups)) == name(tone_trial(device=PACED))
+
+
+@pytest.mark.parametrize("groups", DECIDING, ids=str)
+def test_what_decides_the_cost_of_a_batch_has_a_calibration_of_its_own(tone_trial, groups) -> None:
+    assert name(tone_trial(**{"device": PACED} | groups)) != name(tone_trial(device=PACED))
+
+
+def test_another_machine_torch_or_corpus_has_a_calibration_of_its_own(tone_trial, monkeypatch) -> None:
+    config = tone_trial(device=PACED)
+    names = [name(config), name(config, fingerprint="beef"), name(config, PINNED.model_copy(update={"threads": 1}))]
+    names += [name(config, PINNED.model_copy(update={"cpus": [0]})), name(config, PINNED.model_copy(update={"precision": "bfloat16"}))]
+    for thing, value in [("cpu_model", lambda: "another"), ("version", lambda package: "9.9")]:
+        with monkeypatch.context() as patch:
+            patch.setattr(calibration, thing, value)
+            names.append(name(config))
+    with monkeypatch.context() as patch:
+        patch.setattr(calibration.platform, "release", lambda: "9.9.9-another-kernel")
+        names.append(name(config))
+    assert len(set(names)) == len(names)
+    assert name(config, PINNED.model_copy(update={"cpus": [2, 3]})) == name(config), "which two cores is all one"
+    assert name(config, node=Node(("some GPU",), (0, 1))) == name(config), "a modelled accelerator doesn't care"
+
+
+def test_a_trial_on_a_gpu_is_uncalibrated(tone_trial) -> None:
+    """Its steps overlap the loop, which the simulation doesn't play."""
+    trial = spec("on a GPU", tone_trial(device="auto"))
+    prints = {trial.config.corpus.which(): "f00d"}
+    assert wanted([trial], {trial.key: PINNED}, prints, Node(("some GPU",), NODE.cpus)) == {}
+    assert wanted([trial], {trial.key: PINNED}, prints, NODE).keys() == {trial.key}
+
+
+def test_a_trial_that_is_not_pinned_needs_none(tone_trial) -> None:
+    config = tone_trial(device=PACED)
+    trials = [spec("a", config), spec("b", tone_trial(device=PACED, loader={"num_workers": 4})), spec("c", config)]
+    found = wanted(trials, {"a": PINNED, "b": PINNED}, {config.corpus.which(): "f00d"}, NODE)
+    assert found.keys() == {"a", "b"}
+    assert found["a"].name == found["b"].name == name(config)
+    assert str(found["a"]) == "wav, batches of 4"
+
+
+def test_what_is_saved_is_found_again_and_a_broken_file_is_none(cache) -> None:
+    made = planted(shared=[(2, 1.04), (4, 1.1)])
+    save("abc", made)
+    assert cached(["abc", "def"]) == {"abc": made}
+    (file,) = (cache_dir() / "calibrations").iterdir()
+    assert file.name == "abc.json"
+    for text in ("", "{", file.read_text()[:-9], '{"loader": {}}', json.dumps(json.loads(file.read_text()) | {"new": 1})):
+        file.write_text(text)
+        assert cached(["abc"]) == {}
+
+
+def test_nothing_is_measured_that_is_in_the_cache(cache, tone_trial, tmp_path) -> None:
+    config = tone_trial(device=PACED)
+    each, made = Wanted("abc", config, PINNED), planted()
+    save("abc", made)
+    lines: list[str] = []
+    assert obtain(None, [each, each], True, tmp_path / "log", lines.append) == {"abc": made}  # type: ignore[arg-type]
+    assert lines == []
+
+
+@pytest.fixture(scope="module")
+def failing():
+    """A template whose calibrations are planted, or go wrong as model.weights asks for."""
+    made = Template(ROOT, tasks="tests.planted_calibrations")
+    yield made
+    made.close()
+
+
+def ask(template: Template, tone_trial, tmp_path: Path, way: str) -> tuple[dict[str, Calibration], list[str]]:
+    config = tone_trial(device=PACED, model={"weights": way})
+    lines: list[str] = []
+    each = Wanted("abc", config, Pinned(threads=1, cpus=[min(os.sched_getaffinity(0))]))
+    return obtain(template, [each], can_isolate(), tmp_path / "calibration.log", lines.append), lines
+
+
+def test_a_calibration_is_said_in_a_line_kept_and_leaves_no_log(cache, quiet, failing, tone_trial, tmp_path) -> None:
+    found, lines = ask(failing, tone_trial, tmp_path, "planted")
+    assert lines == ["calibrating wav, batches of 4: 20 s"]
+    assert found == {"abc": planted()}
+    assert cached(["abc"]) == found
+    assert not (tmp_path / "calibration.log").exists()
+    assert ask(failing, tone_trial, tmp_path, "raise") == (found, []), "it isn't asked for again"
+    (cache_dir() / "calibrations" / "abc.json").write_text("{")
+    assert ask(failing, tone_trial, tmp_path, "planted") == (found, lines)
+    assert cached(["abc"]) == found
+
+
+def test_what_was_measured_on_a_busy_machine_is_used_and_not_kept(cache, monkeypatch, failing, tone_trial, tmp_path) -> None:
+    monkeypatch.setattr(calibration, "settle", lambda patience_s: {"unsettled": "the cores are 80 % busy"})
+    found, lines = ask(failing, tone_trial, tmp_path, "planted")
+    assert lines == ["calibrating wav, batches of 4: 20 s, not kept for other launches, as the cores are 80 % busy"]
+    assert found.keys() == {"abc"}
+    assert cached(["abc"]) == {}
+
+
+def test_a_dev_shm_too_small_for_it_leaves_trials_uncalibrated_and_the_sweep_going(cache, quiet, failing, tone_trial, tmp_path) -> None:
+    found, (line,) = ask(failing, tone_trial, tmp_path, "no space")
+    assert found == {}
+    assert line.startswith("calibrating wav, batches of 4 failed, so its trials are uncalibrated: ")
+    assert "No space left on device" in line
+    assert cached(["abc"]) == {}
+
+
+def test_one_without_an_end_leaves_trials_uncalibrated(cache, quiet, monkeypatch, failing, tone_trial, tmp_path) -> None:
+    monkeypatch.setattr(calibration, "TIMEOUT_S", 0.5)
+    found, lines = ask(failing, tone_trial, tmp_path, "asleep")
+    assert found == {}
+    assert lines == ["calibrating wav, batches of 4 failed, so its trials are uncalibrated: no end after 0 s"]
+
+
+@pytest.mark.parametrize(("way", "why"), [("raise", "KeyError: 'planted'"), ("killed", "killed by signal 9"), ("bad clip", "low/a.wav")])
+def test_any_other_error_is_a_preflight_error_that_names_it(cache, quiet, failing, tone_trial, tmp_path, way: str, why: str) -> None:
+    with pytest.raises(PreflightError) as caught:
+        ask(failing, tone_trial, tmp_path, way)
+    assert why in str(caught.value)
+    assert str(caught.value).startswith("calibrating wav, batches of 4 failed: ")
+    assert "calibrate: false" in str(caught.value)
+    assert (tmp_path / "calibration.log").exists()
+
+
+@pytest.mark.slow
+def test_the_real_task_measures_what_a_forecast_needs(cache, tone_trial, tmp_path) -> None:
+    template = Template(ROOT)
+    try:
+        config = tone_trial(device=PACED, loader={"batch_size": 2, "num_workers": 4})
+        each = Wanted("real", config, Pinned(threads=1, cpus=sorted(os.sched_getaffinity(0))))
+        found = obtain(template, [each], can_isolate(), tmp_path / "calibration.log", print)["real"]
+    finally:
+        template.close()
+    assert found.loader.batch_size == 2
+    assert found.loader.cores == len(os.sched_getaffinity(0))
+    assert found.loader.prepare_s > 0
+    assert {processes for processes, _ in found.loader.shared} >= {1, 2}
+    assert dict(found.loader.shared)[1] == pytest.approx(1.0)
+    assert 0 < found.took_s < 60

@@ -1,0 +1,163 @@
+"""Table 3, cell by cell, against planted forecasts and errors worked out by hand."""
+
+import math
+
+import pytest
+
+from analysis.forecasts import choices, forecasts, tables
+from analysis.runs import sweep_runs
+from tests.conftest import plant_trial, tracking_in, trial_key
+
+MB = 1 << 20
+
+PAGE = """\
+Forecast and measured, block workers
+Planted CPU · 2 cores · 2 threads · float32
+
+workers  shm           forecast  measured  error  inside   fill s,   fill s,  closed  error
+                              s         s      %          forecast  measured  form s      %
+-------  ----  ----------------  --------  -----  ------  --------  --------  ------  -----
+      0  node  3.80 (3.50-4.20)      4.00   -5.0     yes      0.10      0.10    4.00   +0.0
+      1  node  3.30 (3.10-3.50)      3.00  +10.0      no      0.10      0.12    2.70  -10.0
+      2  node  2.04 (1.90-2.20)      2.10   -2.9     yes      0.15      0.12    1.26  -40.0
+      4  node  2.02 (1.90-2.20)      2.00   +1.0     yes      0.30      0.25    1.00  -50.0
+
+Forecast before the trials ran, with its interval; measured: median over trials. Error: forecast
+against measured.
+Error over 4 cells, its sign left out: forecast, median 3.9 % and worst 10.0 %; closed form, median
+25.0 % and worst 50.0 %; 3 of 4 measured within the forecast's interval.
+Choice of each, the fewest workers within 2 % of its smallest time: forecast, 2 workers, regret
++5.0%; closed form, 4 workers, regret +0.0%; workers = cores, 2 workers, regret +5.0%. Regret: how
+much slower than the fastest measured."""
+
+
+def foreseen(epoch_s, low_s, high_s, fill_s, closed_form_s):
+    names = ("epoch_s", "epoch_low_s", "epoch_high_s", "fill_s", "closed_form_s")
+    return {f"forecast_{name}": value for name, value in zip(names, (epoch_s, low_s, high_s, fill_s, closed_form_s), strict=True)}
+
+
+CELLS = {  # workers -> forecast, measured by repeat, their fill
+    0: (foreseen(3.8, 3.5, 4.2, 0.1, 4.0), [4.0, 3.9, 4.3], 0.1),
+    1: (foreseen(3.3, 3.1, 3.5, 0.1, 2.7), [3.0, 3.2, 2.9], 0.12),
+    2: (foreseen(2.04, 1.9, 2.2, 0.15, 1.26), [2.1, 2.1, 2.2], 0.12),
+    4: (foreseen(2.02, 1.9, 2.2, 0.3, 1.0), [2.0, 1.9, 2.1], 0.25),
+}
+
+
+def planted(tracking, cells, tags=None):
+    """cells: (workers, size, forecast, epoch seconds by repeat or None for an overflow, fill, tags)."""
+    trials = [
+        ({"loader.num_workers": workers, "loader.shm_size": size}, repeat, forecast, time, fill, (tags or {}) | own)
+        for workers, size, forecast, times, fill, own in cells
+        for repeat, time in enumerate(times, 1)
+    ]
+    parent = tracking.start_sweep("first-look", "", [{"key": trial_key("workers", swept, repeat)} for swept, repeat, *_ in trials], "")
+    for swept, repeat, forecast, time, fill, own in trials:
+        figures = forecast | ({} if time is None else {"epoch_s": time, "fill_s": fill})
+        plant_trial(tracking, parent, swept, repeat, "shm_exhausted" if time is None else "completed", tags=own, **figures)
+    return sweep_runs("first-look", tracking.uri)
+
+
+def at(workers, size=None, verdict="fits", **changes):
+    cell = dict(zip(("forecast", "times", "fill"), CELLS[workers], strict=True)) | changes
+    return workers, size, *cell.values(), {"forecast_fit": verdict}
+
+
+@pytest.fixture(scope="module")
+def frame(tmp_path_factory, empty_database):
+    return planted(tracking_in(tmp_path_factory.mktemp("forecasts"), empty_database), [at(workers) for workers in CELLS])
+
+
+def test_rows_hold_forecast_measurement_and_error(frame):
+    rows = forecasts(frame).set_index("num_workers")
+    one = rows.loc[1]
+    assert (one["forecast_s"], one["low_s"], one["high_s"], one["measured_s"], one["n"]) == (3.3, 3.1, 3.5, 3.0, 3)
+    assert (one["error"], one["closed_form_error"]) == (pytest.approx(0.1), pytest.approx(-0.1))
+    assert (one["forecast_fill_s"], one["fill_s"]) == (0.1, 0.12)
+    assert rows["inside"].to_dict() == {0: True, 1: False, 2: True, 4: True}
+
+
+def test_each_rule_chooses_and_its_regret_is_against_the_fastest(frame):
+    found = choices(frame).set_index("rule")
+    assert found["num_workers"].to_dict() == {"forecast": 2, "closed form": 4, "workers = cores": 2}  # 2.04 is within 2 % of 2.02
+    assert found["regret"].tolist() == pytest.approx([0.05, 0.0, 0.05])
+    assert set(found["fastest_s"]) == {2.0}
+
+
+def test_the_page_says_it_all_within_a_hundred_columns(frame):
+    assert tables(frame) == [PAGE]
+    assert max(map(len, PAGE.splitlines())) <= 100
+
+
+def test_markdown_holds_the_same_cells(frame):
+    (text,) = tables(frame, markdown=True)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert ["1", "node", "3.30 (3.10-3.50)", "3.00", "+10.0", "no", "0.10", "0.12", "2.70", "-10.0"] in rows
+    assert "\nChoice of each, the fewest workers within 2 % of its smallest time: forecast, 2 workers, regret +5.0%;" in text
+
+
+def test_a_cell_that_overflows_or_ran_through_by_luck_is_nothing_to_choose(tracking):
+    fast = foreseen(1.0, 0.9, 1.1, 0.1, 1.0)
+    cells = [
+        at(1, 1024 * MB),
+        at(2, 64 * MB, "depends", forecast=fast, times=[1.0, 1.0, 1.0]),
+        at(2, 1024 * MB),
+        at(4, 64 * MB, "depends", times=[None] * 3),
+        at(4, 1024 * MB, forecast=foreseen(9.0, 8.0, 9.5, 0.1, 9.0), times=[2.0, 2.0, None]),
+    ]
+    frame = planted(tracking, cells)
+    rows = forecasts(frame)
+    assert list(zip(rows["num_workers"], rows["shm_size"], rows["counts"], strict=True)) == [
+        (1, "1G", True),
+        (2, "64M", False),
+        (2, "1G", True),
+        (4, "1G", False),
+    ]
+    found = choices(frame).set_index("rule").loc["forecast"]
+    assert (found["num_workers"], found["shm_size"], found["fastest_s"]) == (2, "1G", 2.1)
+    assert "forecast, 2 workers with shm 1G, regret +0.0%" in " ".join(tables(frame)[0].split())
+
+
+def test_where_all_are_lucky_all_count(tracking):
+    found = choices(planted(tracking, [at(workers, 64 * MB, "depends") for workers in (1, 2)])).set_index("rule")
+    assert (found.loc["forecast", "num_workers"], found.loc["forecast", "shm_size"]) == (2, "64M")
+
+
+def test_a_rule_that_no_cell_follows_chooses_nothing(tracking):
+    frame = planted(tracking, [at(workers) for workers in (0, 1, 4)])
+    found = choices(frame).set_index("rule").loc["workers = cores"]
+    assert math.isnan(found["num_workers"])
+    assert math.isnan(found["regret"])
+    assert "workers = cores, no such cell." in " ".join(tables(frame)[0].split())
+
+
+def test_each_machine_has_its_own_table_and_its_own_rule(tracking):
+    parent = tracking.start_sweep("first-look", "", [{"key": f"{cores} {workers}"} for cores in (1, 2) for workers in CELLS], "")
+    for cores in (1, 2):
+        for workers, (forecast, times, _) in CELLS.items():
+            key = f"{cores} {workers}"
+            plant_trial(
+                tracking, parent, {"loader.num_workers": workers}, key=key, tags={"cores": cores}, epoch_s=times[0] / cores, **forecast
+            )
+    found = choices(sweep_runs("first-look", tracking.uri))
+    of_cores = found[found["rule"] == "workers = cores"]
+    assert of_cores["num_workers"].tolist() == [1, 2]
+    assert of_cores["fastest_s"].tolist() == [2.0, 1.0]
+
+
+def test_only_cells_with_a_forecast_and_a_time_have_a_row(tracking):
+    frame = planted(tracking, [at(0, forecast={}), at(1), at(2, times=[None, None]), at(4)])
+    assert forecasts(frame)["num_workers"].tolist() == [1, 4]
+
+
+def test_an_uncalibrated_sweep_has_no_table(tracking):
+    frame = planted(tracking, [at(workers, forecast={}) for workers in CELLS])
+    assert forecasts(frame).empty
+    assert choices(frame).empty
+    assert tables(frame) == []
+
+
+def test_long_epochs_fit_the_terminal(tracking):
+    long = {workers: {name: 5000 * value for name, value in forecast.items()} for workers, (forecast, *_) in CELLS.items()}
+    cells = [at(workers, 100 * MB, forecast=long[workers], times=[1e4, 1.1e4], fill=500.0) for workers in CELLS]
+    assert max(map(len, tables(planted(tracking, cells))[0].splitlines())) <= 100

@@ -1,0 +1,77 @@
+"""What is known of a sweep before it runs: rows of plan.json, and how long it will take in words."""
+
+import pytest
+
+from speech.config import Pinned
+from speech.costs import StepCosts
+from sweeps.config import load
+from sweeps.outlook import outlook, roughly
+from sweeps.preflight import Node
+from tests.planted_calibrations import planted
+
+SWEEP = """
+name: planted
+method: forecast
+order: listed
+parameters:
+  corpus: {{name: folder, path: {tones}, words: [low, high]}}
+  loader: {{form: png, batch_size: 4, num_workers: {{values: [0, 1, 2]}}, shm_size: {{values: [2M, 64M]}}}}
+  device: {{first_of: [paced], step_s: 0.05}}
+  sgdr: {{epochs: 2}}
+"""
+NODE = Node((), (0, 1))
+
+
+@pytest.fixture
+def made(tones, tmp_path):
+    (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones))
+    return outlook(load(tmp_path / "sweep.yaml"), lambda line: None)
+
+
+def foresee(made, settled=()) -> None:
+    needs = made.calibrations_wanted({trial.key: Pinned(threads=2) for trial in made.plan.trials}, NODE)
+    assert len({each.name for each in needs.values()}) == 1
+    made.foresee(needs, {each.name: planted(StepCosts(wait_s=0.05)) for each in needs.values()}, settled)
+
+
+def test_before_anything_is_calibrated_a_row_is_a_trial_and_nothing_is_left_out(made) -> None:
+    rows = made.rows()
+    assert [row.keys() for row in rows] == [{"key", "block", "repeat", "swept"}] * 6
+    assert made.outline([]) == "\n".join(
+        ["planted: 6 trials (6 in trials), 0 settled, 6 to run", "measured: 6 of 6 trials; 0 are forecast, about 0 s saved"]
+    )
+
+
+def test_a_row_that_is_not_measured_says_so_and_holds_its_parameters(made) -> None:
+    """3 batches on 2 cores. Without workers 3 x 130 ms; one worker 3 x 80 ms and a step; two: 80 ms and 3 steps. 2M is too small."""
+    foresee(made)
+    rows = {(row["swept"]["loader.num_workers"], row["swept"]["loader.shm_size"] >> 20): row for row in made.rows()}
+    assert rows[1, 64]["forecast"]["forecast_epoch_s"] == pytest.approx(3 * 0.08 + 0.05)
+    assert rows[2, 64]["forecast"]["forecast_epoch_s"] == pytest.approx(0.08 + 3 * 0.05)
+    assert [cell for cell, row in rows.items() if row.get("measured", True)] == [(2, 64)]
+    left_out = rows[1, 2]
+    assert left_out["measured"] is False
+    assert left_out["config"]["loader.num_workers"] == 1
+    assert left_out["config"]["loader.shm_size"] == 2 << 20
+    assert [trial.key for trial in made.left([])] == [rows[2, 64]["key"]]
+
+
+def test_what_is_settled_has_been_measured(made) -> None:
+    slow = made.plan.trials[0].key
+    foresee(made, {slow: "completed"})
+    assert "measured" not in next(row for row in made.rows() if row["key"] == slow)
+    assert made.outline([slow]).startswith("planted: 6 trials (6 in trials), 1 settled, 1 to run, about 0 s")
+
+
+def test_the_time_it_will_take_is_that_of_the_epochs_that_are_left(made) -> None:
+    """2 epochs each of 390, 290 and 230 ms; what overflows ends at once, so leaving it out saves nothing."""
+    foresee(made)
+    assert made.outline([]).splitlines() == [
+        "planted: 6 trials (6 in trials), 0 settled, 1 to run, about 0 s",
+        "measured: 1 of 6 trials; 5 are forecast, about 2 s saved",
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.2, "0 s"), (89, "89 s"), (400, "7 min"), (5300, "88 min"), (9000, "2.5 h")])
+def test_a_time_is_told_in_a_unit_that_suits_it(seconds: float, said: str) -> None:
+    assert roughly(seconds) == said
