@@ -2,7 +2,8 @@
 
 import argparse
 
-from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI
+from analysis import article
+from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, sweep_runs
 from analysis.tables import render
 from sweeps.tracking import resolve_uri
 
@@ -12,13 +13,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name", help="name of the sweep, as in its YAML")
     parser.add_argument("--uri", default=DEFAULT_URI, help="the tracker (default: %(default)s)")
     parser.add_argument("--experiment", default=DEFAULT_EXPERIMENT, help="MLflow experiment that holds the sweep (default: %(default)s)")
+    parser.add_argument("--article", action="store_true", help="what became of the article's table instead, of a sweep of its blocks")
     given = parser.parse_args(arguments)
     try:
         resolve_uri(given.uri)
     except ValueError as error:
         parser.error(str(error))
     try:
-        print(render(given.name, given.uri, given.experiment), end="")
+        if given.article:
+            print(article.render(sweep_runs(given.name, given.uri, given.experiment)), end="")
+        else:
+            print(render(given.name, given.uri, given.experiment), end="")
     except LookupError as error:
         parser.exit(2, f"{error.args[0]}\n")
 

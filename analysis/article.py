@@ -1,4 +1,4 @@
-"""What became of the article's table on this machine, in sentences: `python -m analysis.article article`.
+"""What became of the article's table on this machine, in sentences: `python -m analysis article --article`.
 
 The one idea is that each claim of the article is a comparison of two cells of sweeps/examples/article.yaml, said with both times and,
 where there are three pairs, its interval, whichever way it went. Beside it stands the bound that no number of workers passes: workers
@@ -6,7 +6,6 @@ move preparation beside the step, so an epoch of r = s·C / (b·c), the step's s
 gets at most `most_times` as fast. All is from the tracker alone, and what is not there is said to be missing.
 """
 
-import argparse
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +14,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.page import WIDTH, WORDS, decimals, disturbance_lines, grid
-from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, comparable, sweep_runs
+from analysis.runs import comparable
 from analysis.statistics import FEWEST_PAIRS, paired_change
 from analysis.tradeoff import SHM, TIMED, WORKERS, epoch_seconds, timed
-from sweeps.tracking import resolve_uri, written
+from sweeps.tracking import written
 
 RATIOS = {"quarter": "r/4", "ratio": "r", "fourfold": "4r"}  # blocks of the sweep that differ in the step alone
 BETWEEN, SMALL, NETWORK, COLD = "between", "small", "network", "cold"  # the first: more worker counts at the step of `ratio`
@@ -65,7 +64,7 @@ def report(frame: pd.DataFrame) -> list[str]:
 
 
 def most_times(workers: int, cores: int, ratio: float) -> float:
-    """How many times faster an epoch can get by so many workers that compute, against none; whatever they cost themselves.
+    """How many times faster an epoch can get by so many workers that compute, against none, if each prepares as fast as the loop did.
 
     A batch takes b·c + s without them, and with them at least the longer of s and b·c / min(workers, cores). Over all r the most is
     min(workers, cores) + 1; workers that only wait for reads need no core, and reach workers + 1.
@@ -167,7 +166,7 @@ def _at_ratio(block: str, blocks: Blocks) -> Iterator[str]:
     cut = _compared(trials, FEW, trials, NONE)
     if cut and here:
         most = most_times(FEW, here.cores, here.ratio)
-        cut += f" {FEW} workers on {here.cores} cores can cut at most {_share(most)} there, being {most:.2g} times as fast."
+        cut += f" {FEW} workers that prepare a batch as fast as the loop did could cut {_share(most)} on {here.cores} cores."
     yield f"{label}, {FEW} workers against none: {cut or _missing(trials, FEW, NONE)}"
     more = _compared(trials, MANY, trials, FEW)
     yield f"{label}, {MANY} workers against {FEW}: " + (f"{more} {_won(trials)} {_fills(trials)}" if more else _missing(trials, MANY, FEW))
@@ -212,8 +211,8 @@ def _why_not() -> str:
     slow, fast = ARTICLE_MIN[NONE], ARTICLE_MIN[FEW]
     most = most_times(FEW, ARTICLE_CORES, ARTICLE_CORES * fast / (slow - fast))
     return (
-        f"Why workers alone can't give {_share(slow / fast)}: k of them prepare at most k batches at once beside the loop, and no "
-        "more than there are cores where preparing computes. So an epoch gets at most k + 1 times as fast: 3 times "
+        f"Why workers alone can't give {_share(slow / fast)}: k of them that prepare a batch as fast as the loop did have at most k under "
+        "way beside it, and no more than there are cores where preparing computes. So an epoch gets at most k + 1 times as fast: 3 times "
         f"({_share(3)} less) computing on 2 cores, {FEW + 1} times ({_share(FEW + 1)} less) with {FEW} workers that only wait for reads or "
         f"have a core each. At the article's r it is {most:.1f} times at most, and {slow / fast:.0f} were seen: something else changed "
         "between its two epochs."
@@ -322,25 +321,10 @@ def _mib(size_bytes: float) -> str:
     return "an unknown number of MiB" if pd.isna(size_bytes) or math.isinf(size_bytes) else f"{size_bytes / 2**20:,.1f} MiB"
 
 
+def render(frame: pd.DataFrame) -> str:
+    """The report for the terminal. LookupError as `report`."""
+    return "\n\n".join(map(_wrapped, report(frame))) + "\n"
+
+
 def _wrapped(text: str) -> str:
     return text if "\n" in text else textwrap.fill(text, WIDTH)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m analysis.article", description="Says what a sweep of the article's blocks found.")
-    parser.add_argument("name", help="name of the sweep, as in its YAML: article")
-    parser.add_argument("--uri", default=DEFAULT_URI, help="the tracker (default: %(default)s)")
-    parser.add_argument("--experiment", default=DEFAULT_EXPERIMENT, help="MLflow experiment that holds the sweep (default: %(default)s)")
-    given = parser.parse_args(arguments)
-    try:
-        resolve_uri(given.uri)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        print("\n\n".join(map(_wrapped, report(sweep_runs(given.name, given.uri, given.experiment)))))
-    except LookupError as error:
-        parser.exit(2, f"{error.args[0]}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -23,14 +23,20 @@ FORECASTS = {  # column here -> figure of the trial
     "forecast_s": "forecast_epoch_s",
     "low_s": "forecast_epoch_low_s",
     "high_s": "forecast_epoch_high_s",
-    "forecast_fill_s": "forecast_fill_s",
     "closed_form_s": "forecast_closed_form_s",
+    "forecast_fill_s": "forecast_fill_s",
+    "fill_low_s": "forecast_fill_low_s",
+    "fill_high_s": "forecast_fill_high_s",
+    "forecast_wait_fraction": "forecast_wait_fraction",
+    "forecast_stall_steps": "forecast_stall_steps",
+    "forecast_shm_peak_bytes": "forecast_shm_peak_bytes",
 }
+MEASURED = ("fill_s", "wait_fraction", "stall_steps", "shm_peak_bytes")  # figures of the trial that stand beside forecast_...
 RULES = {"forecast": "forecast_s", "closed form": "closed_form_s"}  # who chooses by its seconds -> the column that holds them
 CORES_RULE = "workers = cores"
 UNSURE = ("depends", "overflows")  # verdicts of cells that ran through by luck
-EPOCH = ("forecast\ns", "measured\ns", "error\n%", "inside")
-REST = ("fill s,\nforecast", "fill s,\nmeasured", "closed\nform s", "error\n%")
+EPOCH = ("forecast\ns", "measured\ns", "error\n%", "inside", "closed\nform s", "error\n%")
+WITHIN = tuple(header for name in ("fill s", "wait %", "stalls", "shm MiB") for header in (f"{name},\nforecast", "\nmeasured"))
 
 
 def forecasts(frame: pd.DataFrame) -> pd.DataFrame:
@@ -38,8 +44,10 @@ def forecasts(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns: block, varied, surroundings (str; the table the row belongs to), num_workers (int), shm_size (str, '64M' or 'node'), n (int:
     trials with a time), forecast_s, low_s, high_s (float: epoch seconds and their interval), measured_s (float: median over n trials),
-    error (float: forecast over measured, minus 1), inside (bool: measured within the interval), forecast_fill_s, fill_s (float),
-    closed_form_s, closed_form_error (float), counts (bool: a cell to choose, whose trials all completed and not by luck).
+    error (float: forecast over measured, minus 1), inside (bool: measured within the interval), closed_form_s, closed_form_error (float),
+    forecast_fill_s, fill_low_s, fill_high_s, fill_s, forecast_wait_fraction, wait_fraction, forecast_stall_steps, stall_steps,
+    forecast_shm_peak_bytes, shm_peak_bytes (float, NaN where it wasn't measured: medians), counts (bool: a cell to choose, whose trials all
+    completed and not by luck).
     """
     return pd.DataFrame([row for group in groups(frame) for row in _rows(group)])
 
@@ -84,7 +92,7 @@ def _rows(group: Comparable) -> Iterator[dict[str, Any]]:
             "measured_s": measured_s,
             "error": row["forecast_s"] / measured_s - 1,
             "inside": bool(row["low_s"] <= measured_s <= row["high_s"]),
-            "fill_s": trials["fill_s"].median(),
+            **trials[list(MEASURED)].median(),
             "closed_form_error": row["closed_form_s"] / measured_s - 1,
             "counts": bool((alike["outcome"] == "completed").all() and not alike["forecast_fit"].isin(UNSURE).any()),
         }
@@ -111,8 +119,7 @@ def _choices(group: Comparable, rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
 def _table(group: Comparable, rows: pd.DataFrame, markdown: bool) -> str:
     title = heading("Forecast and measured", rows.iloc[0], markdown)
     digits = decimals(rows[["measured_s", "forecast_s"]].min(axis=None))
-    fill_digits = max(2, digits)
-    axes = {"epoch": (EPOCH, lambda row: _epoch(row, digits)), "rest": (REST, lambda row: _rest(row, digits, fill_digits))}
+    axes = {"epoch": (EPOCH, lambda row: _epoch(row, digits)), "within": (WITHIN, lambda row: _within(row, max(2, digits)))}
 
     def draw(names: Sequence[str]) -> str:
         headers = ["workers", "shm", *(header for name in names for header in axes[name][0])]
@@ -121,19 +128,28 @@ def _table(group: Comparable, rows: pd.DataFrame, markdown: bool) -> str:
         ]
         return grid(headers, texts, ["right", "left", *["right"] * (len(headers) - 2)], markdown)
 
-    notes = ["Forecast before the trials ran, with its interval; measured: median over trials. Error: forecast against measured."]
+    notes = [
+        "Forecast before the trials ran, with its interval; measured: median over trials. Error: forecast against measured. Stalls: steps "
+        "that the accelerator waited for more than 1 ms."
+    ]
     notes += [_errors(rows), _chosen(group, rows)]
     return "\n".join([title, *spread(list(axes), draw, markdown), *(notes if markdown else [textwrap.fill(note, WIDTH) for note in notes])])
 
 
 def _epoch(row: Any, digits: int) -> list[str]:
     forecast = f"{row.forecast_s:.{digits}f} ({row.low_s:.{digits}f}-{row.high_s:.{digits}f})"
-    return [forecast, f"{row.measured_s:.{digits}f}", f"{100 * row.error:+.1f}", "yes" if row.inside else "no"]
+    closed = [_figure(row.closed_form_s, f".{digits}f"), _figure(100 * row.closed_form_error, "+.1f")]
+    return [forecast, f"{row.measured_s:.{digits}f}", f"{100 * row.error:+.1f}", "yes" if row.inside else "no", *closed]
 
 
-def _rest(row: Any, digits: int, fill_digits: int) -> list[str]:
-    fills = [_figure(row.forecast_fill_s, f".{fill_digits}f"), _figure(row.fill_s, f".{fill_digits}f")]
-    return [*fills, _figure(row.closed_form_s, f".{digits}f"), _figure(100 * row.closed_form_error, "+.1f")]
+def _within(row: Any, digits: int) -> list[str]:
+    fill = _figure(row.forecast_fill_s, f".{digits}f")
+    if not pd.isna(row.fill_low_s):
+        fill += f" ({row.fill_low_s:.{digits}f}-{row.fill_high_s:.{digits}f})"
+    waits = [_figure(100 * value, ".0f") for value in (row.forecast_wait_fraction, row.wait_fraction)]
+    stalls = [_figure(value, ".0f") for value in (row.forecast_stall_steps, row.stall_steps)]
+    peaks = [_figure(value / 2**20, ".1f") for value in (row.forecast_shm_peak_bytes, row.shm_peak_bytes)]
+    return [fill, _figure(row.fill_s, f".{digits}f"), *waits, *stalls, *peaks]
 
 
 def _figure(value: float, how: str) -> str:

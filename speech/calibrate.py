@@ -95,6 +95,7 @@ def calibrate_loader(make: Make, cores: int, batch_bytes: int, refresh: Callable
         batch_bytes=batch_bytes,
         inline_s=max(inline_s - read_s, 0.0),
         prepare_s=prepare_s,
+        sending=sending_s / prepare_s,
         read_s=read_s,
         read_slower=[(n, max((paces[n].wall_s - paces[n].cpu_s) / read_s, 1.0)) for n in paces if n <= cores] if read_s else [],
         receive_s=[(others, of.receive_s) for others, of in handed.items()],
@@ -201,6 +202,7 @@ def _handed_over(make: Make, plain: DataLoader, batch_s: float, others: int, cor
     """By one worker beside `others` plain processes, where the loop is the slow side."""
     loader = make(1, AHEAD, True)
     slower = batch_s * max(1.0, (others + 1) / cores)
+    next(iter(loader))  # or the first batches would wait for the worker's start
     handed: list[_Handed] = []
     with Preparing(plain, others):
         until = time.perf_counter() + WINDOW_S
@@ -263,7 +265,7 @@ def calibrate_step(step: Callable[[], None], threads: int, beside: LoaderCosts, 
     step()
     seconds, spread = _typical(_repeated(step))
     cpu_s = seconds / max(1.0, threads / beside.cores)
-    alone_s = _mean_pace(loader, 1, lambda: None).wall_s - beside.read_s
+    alone_s = beside.prepare_s * (1 - beside.sending)
     slower, preparing = [], []
     for count in sorted({1, beside.cores, 2 * beside.cores}):
         even = max(1.0, (threads + count) / beside.cores)

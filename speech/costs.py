@@ -20,6 +20,7 @@ class LoaderCosts(BaseModel):
     batch_bytes: int = Field(description="of /dev/shm that a batch takes, each tensor in whole pages")
     inline_s: float = Field(description="CPU seconds a batch where the training process prepares it")
     prepare_s: float = Field(description="CPU seconds a batch in a worker, putting it into /dev/shm included")
+    sending: float = Field(0.0, description="share of prepare_s that puts the batch into /dev/shm, which only a worker does")
     read_s: float = Field(0.0, description="seconds a batch that preparing waits for reads and takes no core")
     read_slower: list[tuple[int, float]] = Field([], description="processes that read at once, how many times as long reads take then")
     receive_s: list[tuple[int, float]] = Field(

@@ -61,9 +61,9 @@ def usage_metrics(before: Usage, after: Usage, worker_cpu_s: float | None, worke
 
 def cores() -> tuple[float, float]:
     """Seconds since boot of the cores that this process may use: (busy, all). Time stolen by a hypervisor is busy."""
-    own = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    lines = [line.split() for line in _told("/proc/stat").splitlines()]
-    rows = [list(map(int, counts[:8])) for name, *counts in lines if name in own]  # beyond 8: guests, which `user` holds already
+    own, text = os.sched_getaffinity(0), _told("/proc/stat").partition("intr")[0]  # thousands of interrupts follow
+    lines = (line.split() for line in text.splitlines()[1:])  # the first is all cores'
+    rows = [list(map(int, counts[:8])) for name, *counts in lines if int(name[3:]) in own]  # beyond 8: guests, which `user` holds already
     total = sum(map(sum, rows))
     return (total - sum(idle + iowait for _, _, _, idle, iowait, *_ in rows)) * TICK_S, total * TICK_S
 

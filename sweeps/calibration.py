@@ -18,10 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from speech.config import Pinned, Trial, TrialConfig, cache_dir
+from speech.config import Pinned, Trial, TrialConfig, cache_dir, format_size
 from speech.costs import Calibration
 from speech.cpu import cpu_model
-from speech.shapes import batch_bytes
+from speech.shapes import batch_bytes, dataset_bytes
 from sweeps.hygiene import settle
 from sweeps.isolation import Task, Template
 from sweeps.outcome import classify
@@ -29,9 +29,10 @@ from sweeps.plan import TrialSpec
 from sweeps.preflight import Node, PreflightError, Say
 from sweeps.shm import shm_usage
 
-MEASURED = 1  # part of every name: raise it when the same machine and the same batches are to be measured anew
+MEASURED = 2  # part of every name: raise it when the same machine and the same batches are to be measured anew
 PACKAGES = ("torch", "torchvision", "torchaudio", "numpy", "pillow", "soundfile")  # they decode, collate and compute
-ROOM_BATCHES = 16  # a calibration has room for in a /dev/shm of its own; no loader of it has more than 5 under way
+UNDER_WAY = 6  # batches that a calibration's loaders have in /dev/shm at most
+ROOM_BATCHES = 16  # that it has room for in a /dev/shm of its own
 TIMEOUT_S = 300.0  # 40 s are usual; reads of a slow drive take longer
 SETTLE_S = 5.0
 OF_THE_LOADER = ("shm_exhausted", "oom", "timeout")  # outcomes that don't stop a sweep
@@ -118,10 +119,15 @@ def _file(name: str) -> Path:
 
 def _measure(template: Template, each: Wanted, private: bool, log: Path, say: Say) -> Calibration | None:
     """Says how long it took, or why there is none. What was measured while the machine was busy is used, but not kept."""
+    batch, usage = batch_bytes(each.config, each.config.loader.batch_size), shm_usage()
+    needs, free = dataset_bytes(each.config) + UNDER_WAY * batch, usage.limit_bytes - usage.used_bytes
+    if not private and needs > free:
+        say(f"{each} can't be calibrated, which takes {format_size(needs)} of /dev/shm: it has {format_size(free)} free")
+        return None
+    say(f"calibrating {each}: measured once on this machine, in about a minute")
     node = settle(SETTLE_S)
     trial = Trial(config=each.config, seed=0, pinned=each.pinned, folder=str(log.parent))
-    batch = batch_bytes(each.config, each.config.loader.batch_size)
-    size = max(shm_usage().limit_bytes, ROOM_BATCHES * batch) if private else None
+    size = max(usage.limit_bytes, ROOM_BATCHES * batch) if private else None
     task = Task("calibrate", trial.model_dump(), private, size, each.pinned.cpus, each.pinned.threads)
     log.unlink(missing_ok=True)
     *records, ending = template.run(task, log, TIMEOUT_S)
@@ -131,10 +137,10 @@ def _measure(template: Template, each: Wanted, private: bool, log: Path, say: Sa
         log.unlink(missing_ok=True)
         calibration = Calibration.model_validate(told["calibration"])
         if "unsettled" in node:
-            say(f"calibrating {each}: {calibration.took_s:.0f} s, not kept for other launches, as {node['unsettled']}")
+            say(f"calibrated {each} in {calibration.took_s:.0f} s, not kept for other launches, as {node['unsettled']}")
         else:
             save(each.name, calibration)
-            say(f"calibrating {each}: {calibration.took_s:.0f} s")
+            say(f"calibrated {each} in {calibration.took_s:.0f} s")
         return calibration
     outcome = classify(error, ending, False, log.read_text(errors="replace"))
     if outcome.name not in OF_THE_LOADER:

@@ -48,6 +48,8 @@ class Forecast:
             "forecast_epoch_low_s": self.low_s,
             "forecast_epoch_high_s": self.high_s,
             "forecast_fill_s": self.fill_s,
+            "forecast_fill_low_s": self.fill_low_s,
+            "forecast_fill_high_s": self.fill_high_s,
             "forecast_wait_fraction": self.wait_fraction,
             "forecast_stall_steps": self.stall_steps,
             "forecast_shm_peak_bytes": self.shm_peak_bytes,
@@ -146,7 +148,6 @@ def _play(epoch: Epoch) -> Simulated:
         step_s=long.step_s + times * (long.step_s - short.step_s),
         other_s=long.other_s + times * (long.other_s - short.other_s),
         stalled_steps=round(long.stalled_steps + times * (long.stalled_steps - short.stalled_steps)),
-        ready_steps=round(long.ready_steps + times * (long.ready_steps - short.ready_steps)),
     )
 
 

@@ -63,6 +63,8 @@ SUMMARY: dict[str, tuple[str, str]] = {
     "forecast_epoch_low_s": ("s", "foreseen: low end of the interval of forecast_epoch_s"),
     "forecast_epoch_high_s": ("s", "foreseen: high end of the interval of forecast_epoch_s"),
     "forecast_fill_s": ("s", "foreseen: fill_s"),
+    "forecast_fill_low_s": ("s", "foreseen: low end of the interval of forecast_fill_s"),
+    "forecast_fill_high_s": ("s", "foreseen: high end of the interval of forecast_fill_s"),
     "forecast_wait_fraction": ("1", "foreseen: wait_fraction"),
     "forecast_stall_steps": ("steps", "foreseen: stall_steps"),
     "forecast_shm_peak_bytes": ("B", "foreseen: most bytes in use on the trial's /dev/shm, at these rates"),

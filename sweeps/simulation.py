@@ -74,7 +74,6 @@ class Simulated:
     stalled_steps: int  # steps the accelerator came to late
     max_gap_s: float  # its longest pause
     peak_batches: int  # most batches that lay in /dev/shm at once, the one in the loop's hands included; 0 without workers
-    ready_steps: int  # steps whose batch lay there when asked for
 
     @property
     def epoch_s(self) -> float:
@@ -108,7 +107,6 @@ def _alone(epoch: Epoch) -> Simulated:
         stalled_steps=late if gap_s > STALL_S else 0,
         max_gap_s=gap_s if late else 0.0,
         peak_batches=0,
-        ready_steps=0,
     )
 
 
@@ -146,12 +144,10 @@ class _Loop:
         epoch = self.epoch
         spans = {"fill_s": 0.0, "wait_s": 0.0, "step_s": 0.0, "other_s": 0.0}
         busy: list[tuple[float, float]] = []
-        found = 0
         for worker in range(epoch.workers):
             self._begin(worker)
         for batch in range(epoch.batches):
             asked = self.now
-            found += self.ready[batch]
             self._receive(batch)
             if self.issued < epoch.batches:
                 self.issued += 1
@@ -170,9 +166,7 @@ class _Loop:
             spans["other_s"] += self.now - ended
         gaps = [begin - end for (_, end), (begin, _) in itertools.pairwise(busy)]
         late = sum(gap > STALL_S for gap in gaps)
-        return Simulated(
-            epoch.start_s, **spans, stalled_steps=late, max_gap_s=max(gaps, default=0.0), peak_batches=self.peak, ready_steps=found
-        )
+        return Simulated(epoch.start_s, **spans, stalled_steps=late, max_gap_s=max(gaps, default=0.0), peak_batches=self.peak)
 
     def _begin(self, worker: int) -> None:
         """The worker starts on its next batch, where it is idle and one was asked for; before its first it gets itself ready."""

@@ -14,12 +14,16 @@ from sweeps.config import Metric
 from sweeps.isolation import Template
 from sweeps.plan import TrialSpec
 from sweeps.preflight import Node, PreflightError
+from sweeps.shm import ShmUsage
 from tests.planted_calibrations import planted
 from tests.trees import ROOT, can_isolate
 
 NODE = Node((), (0, 1))
 PINNED = Pinned(threads=2, cpus=[0, 1])
 PACED = {"first_of": ["paced"], "step_s": 0.01}
+
+
+BEFORE = "calibrating wav, batches of 4: measured once on this machine, in about a minute"
 
 
 @pytest.fixture
@@ -133,9 +137,9 @@ def ask(template: Template, tone_trial, tmp_path: Path, way: str) -> tuple[dict[
     return obtain(template, [each], can_isolate(), tmp_path / "calibration.log", lines.append), lines
 
 
-def test_a_calibration_is_said_in_a_line_kept_and_leaves_no_log(cache, quiet, failing, tone_trial, tmp_path) -> None:
+def test_a_calibration_is_said_before_and_after_kept_and_leaves_no_log(cache, quiet, failing, tone_trial, tmp_path) -> None:
     found, lines = ask(failing, tone_trial, tmp_path, "planted")
-    assert lines == ["calibrating wav, batches of 4: 20 s"]
+    assert lines == [BEFORE, "calibrated wav, batches of 4 in 20 s"]
     assert found == {"abc": planted()}
     assert cached(["abc"]) == found
     assert not (tmp_path / "calibration.log").exists()
@@ -148,24 +152,34 @@ def test_a_calibration_is_said_in_a_line_kept_and_leaves_no_log(cache, quiet, fa
 def test_what_was_measured_on_a_busy_machine_is_used_and_not_kept(cache, monkeypatch, failing, tone_trial, tmp_path) -> None:
     monkeypatch.setattr(calibration, "settle", lambda patience_s: {"unsettled": "the cores are 80 % busy"})
     found, lines = ask(failing, tone_trial, tmp_path, "planted")
-    assert lines == ["calibrating wav, batches of 4: 20 s, not kept for other launches, as the cores are 80 % busy"]
+    assert lines == [BEFORE, "calibrated wav, batches of 4 in 20 s, not kept for other launches, as the cores are 80 % busy"]
     assert found.keys() == {"abc"}
     assert cached(["abc"]) == {}
 
 
 def test_a_dev_shm_too_small_for_it_leaves_trials_uncalibrated_and_the_sweep_going(cache, quiet, failing, tone_trial, tmp_path) -> None:
-    found, (line,) = ask(failing, tone_trial, tmp_path, "no space")
+    found, (_, line) = ask(failing, tone_trial, tmp_path, "no space")
     assert found == {}
     assert line.startswith("calibrating wav, batches of 4 failed, so its trials are uncalibrated: ")
     assert "No space left on device" in line
     assert cached(["abc"]) == {}
 
 
+def test_where_the_machines_dev_shm_has_no_room_for_it_nothing_is_started(cache, monkeypatch, tone_trial, tmp_path) -> None:
+    monkeypatch.setattr(calibration, "shm_usage", lambda: ShmUsage(limit_bytes=64 << 20, used_bytes=(64 << 20) - 4096))
+    lines: list[str] = []
+    each = Wanted("abc", tone_trial(device=PACED), PINNED)
+    assert obtain(None, [each], False, tmp_path / "log", lines.append) == {}  # type: ignore[arg-type]
+    (line,) = lines
+    assert line.startswith("wav, batches of 4 can't be calibrated, which takes ")
+    assert line.endswith(" of /dev/shm: it has 4K free")
+
+
 def test_one_without_an_end_leaves_trials_uncalibrated(cache, quiet, monkeypatch, failing, tone_trial, tmp_path) -> None:
     monkeypatch.setattr(calibration, "TIMEOUT_S", 0.5)
     found, lines = ask(failing, tone_trial, tmp_path, "asleep")
     assert found == {}
-    assert lines == ["calibrating wav, batches of 4 failed, so its trials are uncalibrated: no end after 0 s"]
+    assert lines == [BEFORE, "calibrating wav, batches of 4 failed, so its trials are uncalibrated: no end after 0 s"]
 
 
 @pytest.mark.parametrize(("way", "why"), [("raise", "KeyError: 'planted'"), ("killed", "killed by signal 9"), ("bad clip", "low/a.wav")])

@@ -21,7 +21,7 @@ def test_without_workers_all_of_it_happens_one_after_the_other():
     took = simulate(Epoch(3, 0, 2, cores=1, inline_s=0.04, read_s=0.01, step_cpu_s=0.02, step_threads=2, step_wait_s=0.1, release_s=0.005))
     assert spans(took) == pytest.approx((0, 0.05, 0.10, 3 * 0.14, 0.015))
     assert took.epoch_s == pytest.approx(3 * 0.195)
-    assert (took.stalled_steps, took.peak_batches, took.ready_steps) == (2, 0, 0)
+    assert (took.stalled_steps, took.peak_batches) == (2, 0)
     assert took.max_gap_s == pytest.approx(0.005 + 0.05 + 0.04)  # let go, prepare, and the step's host part
     assert took.wait_fraction == pytest.approx(0.15 / 0.585)
 
@@ -31,7 +31,7 @@ def test_a_worker_slower_than_the_step_sets_the_pace():
     # loop    ...[3 4]..[6 7]..[9 10]..[12 13]
     took = simulate(Epoch(4, 1, 2, cores=2, prepare_s=3, step_wait_s=1))
     assert spans(took) == (0, 3, 6, 4, 0)
-    assert (took.stalled_steps, took.max_gap_s, took.peak_batches, took.ready_steps) == (3, 2, 1, 0)
+    assert (took.stalled_steps, took.max_gap_s, took.peak_batches) == (3, 2, 1)
 
 
 def test_a_slow_loop_lets_the_window_fill():
@@ -39,14 +39,14 @@ def test_a_slow_loop_lets_the_window_fill():
     # at 3 there lie the batch in the loop's hands and 1, 2, 3, 4, and so it stays: each batch taken is made anew within the step of 10
     took = simulate(Epoch(8, 2, 2, cores=4, prepare_s=1, step_wait_s=10))
     assert spans(took) == (0, 1, 0, 80, 0)
-    assert (took.peak_batches, took.ready_steps, took.stalled_steps, took.max_gap_s) == (2 * 2 + 1, 7, 0, 0)
+    assert (took.peak_batches, took.stalled_steps, took.max_gap_s) == (2 * 2 + 1, 0, 0)
 
 
 def test_where_reads_take_the_time_the_workers_read_side_by_side():
     # both workers: read to 10, compute to 11, read to 21, compute to 22, read to 32, compute to 33; the loop takes two after each
     took = simulate(Epoch(6, 2, 2, cores=2, read_s=10, prepare_s=1, step_wait_s=1))
     assert spans(took) == (0, 11, 9 + 9, 6, 0)
-    assert (took.peak_batches, took.ready_steps) == (2, 3)
+    assert took.peak_batches == 2
 
 
 def test_a_latency_bound_epoch_fills_in_one_read_and_then_takes_a_share_of_a_read_a_batch():
@@ -59,10 +59,10 @@ def test_a_window_of_one_prepares_a_batch_during_the_step_before_it():
     # worker [0 2]   [2 4]    [5 7]        the next is asked for when one is taken: at 2, at 5
     # loop        [2     5][5     8][8 11]
     took = simulate(Epoch(3, 1, 1, cores=2, prepare_s=2, step_wait_s=3))
-    assert (spans(took), took.peak_batches, took.ready_steps) == ((0, 2, 0, 9, 0), 2, 2)
+    assert (spans(took), took.peak_batches) == ((0, 2, 0, 9, 0), 2)
     # a step of 1: taken at 2, ready at 4, taken at 4, ready at 6, taken at 6
     took = simulate(Epoch(3, 1, 1, cores=2, prepare_s=2, step_wait_s=1))
-    assert (spans(took), took.peak_batches, took.ready_steps) == ((0, 2, 2, 3, 0), 1, 0)
+    assert (spans(took), took.peak_batches) == ((0, 2, 2, 3, 0), 1)
 
 
 def test_fewer_batches_than_the_window():
@@ -76,7 +76,7 @@ def test_two_workers_that_share_a_core_are_half_as_fast_each():
     # both have their first at 2 and their second at 4; the loop works from 2 to 3, waits, and works from 4 to 5
     took = simulate(Epoch(4, 2, 2, cores=1, prepare_s=1, step_wait_s=0.5))
     assert spans(took) == (0, 2, 1, 2, 0)
-    assert (took.stalled_steps, took.max_gap_s, took.ready_steps, took.peak_batches) == (1, 1, 2, 2)
+    assert (took.stalled_steps, took.max_gap_s, took.peak_batches) == (1, 1, 2)
 
 
 def test_the_threads_of_a_step_take_cores_from_the_workers():
@@ -277,7 +277,6 @@ def test_no_epoch_beats_a_bound_and_its_parts_are_in_order(seed):
         assert min(spans(took)) >= 0
         assert 1 <= took.peak_batches <= min(epoch.prefetch * epoch.workers + 1, epoch.batches)
         assert 0 <= took.stalled_steps < epoch.batches
-        assert 0 <= took.ready_steps < epoch.batches
         slower = simulate(replace(epoch, shared=((1, 1.0), (2, 1.3), (4, 1.7))))
         assert slower.fill_s >= took.fill_s - 1e-9
 

@@ -2,13 +2,15 @@
 
 The same epochs run measured, as every trial's are (speech/epoch.py with its log of fetches), and bare, as a plain loop over a DataLoader
 whose workers note nothing. Both take turns, forth and back, on loaders of their own with persistent workers; the accelerator hardly
-waits, so that whatever measuring costs the loader or the loop is seen. `cost` is the paired ratio measured / bare of the epoch seconds
-less one, with its 95 % interval: as narrow as the machine is steady. `calls` is the time of all that measuring does in an epoch, done
-without a loader and without waiting for one: what the cost is at most where nothing is in parallel. Last line: the figures as JSON.
+waits, so that whatever measuring costs the loader or the loop is seen. Two loaders that do the same differ by half a percent, by how
+their memory came to lie, so each row makes new ones ROUNDS times. `cost` is the ratio measured / bare of the epoch seconds less one: the
+mean over the rounds, with its 95 % interval. `calls` is the time of all that measuring does in an epoch, done without a loader and
+without waiting for one: what the cost is at most where nothing is in parallel. Last line: the figures as JSON.
 """
 
 import datetime
 import json
+import math
 import os
 import platform
 import statistics
@@ -18,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from tabulate import tabulate
 
@@ -32,7 +33,8 @@ from speech.loading import make_loader, prepare_forms
 from speech.timing import Gauge
 from sweeps.hygiene import settle
 
-ROW_S = 60.0  # spent on the pairs of a row; short epochs make more of them
+ROUNDS = 8  # of a row, each with new loaders
+ROUND_S = 9.0  # spent on its pairs; short epochs make more of them
 CALLS = 50  # epochs in which nothing but measuring is done
 CLIPS = 1800  # as many as the default sweep speaks
 WAYS = (("png", 0), ("png", 2), ("packed", 0), ("packed", 2))  # form, workers
@@ -63,20 +65,27 @@ def _row(form: str, workers: int) -> dict[str, str | float | int]:
     )
     corpus = corpora.prepare(config.corpus)
     prepare_forms(config, corpus, print)
-    with tempfile.TemporaryDirectory() as scratch:
-        ways = (_measured(config, corpus, FetchLog(Path(scratch, "log"))), _bare(config, corpus))
-        seconds: list[tuple[float, float]] = []
-        for _ in range(2):  # untimed: workers start, caches warm
-            untimed_s = sum(way() for way in ways)
-        for turn in range(round(ROW_S / untimed_s)):
-            took = {way: ways[way]() for way in ((0, 1) if turn % 2 else (1, 0))}
-            seconds.append((took[0], took[1]))
-    change = mean_interval([float(np.log(measured / bare)) for measured, bare in seconds])
+    rounds = [_round(config, corpus) for _ in range(ROUNDS)]
+    change = mean_interval([statistics.mean(math.log(measured / bare) for measured, bare in pairs) for pairs in rounds])
     assert change is not None
-    percent = [100 * float(np.expm1(end)) for end in change]
+    percent = [100 * math.expm1(end) for end in change]
+    seconds = [pair for pairs in rounds for pair in pairs]
     measured_s, bare_s = (statistics.median(column) for column in zip(*seconds, strict=True))
     values = (form, workers, measured_s, bare_s, *percent, 100 * _calls_s(len(corpus.split("training")) // 32) / bare_s, len(seconds))
     return dict(zip(("form", "workers", "measured s", "bare s", "cost %", "from %", "to %", "calls %", "pairs"), values, strict=True))
+
+
+def _round(config: TrialConfig, corpus: corpora.PreparedCorpus) -> list[tuple[float, float]]:
+    """Seconds of epochs, measured and bare in turn, on two new loaders."""
+    with tempfile.TemporaryDirectory() as scratch:
+        ways = (_measured(config, corpus, FetchLog(Path(scratch, "log"))), _bare(config, corpus))
+        for _ in range(2):  # untimed: workers start, caches warm
+            untimed_s = sum(way() for way in ways)
+        pairs: list[tuple[float, float]] = []
+        for turn in range(max(round(ROUND_S / untimed_s), 2)):
+            took = {way: ways[way]() for way in ((0, 1) if turn % 2 else (1, 0))}
+            pairs.append((took[0], took[1]))
+    return pairs
 
 
 class _Ready:
