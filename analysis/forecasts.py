@@ -36,7 +36,7 @@ RULES = {"forecast": "forecast_s", "closed form": "closed_form_s"}  # who choose
 CORES_RULE = "workers = cores"
 UNSURE = ("depends", "overflows")  # verdicts of cells that ran through by luck
 EPOCH = ("forecast\ns", "measured\ns", "error\n%", "inside", "closed\nform s", "error\n%")
-WITHIN = tuple(header for name in ("fill s", "wait %", "stalls", "shm MiB") for header in (f"{name},\nforecast", "\nmeasured"))
+WITHIN = tuple(header for name in ("fill s", "wait %", "stalls", "shm MiB") for header in (f"{name},\nforecast", "\nseen"))
 
 
 def forecasts(frame: pd.DataFrame) -> pd.DataFrame:
@@ -129,8 +129,8 @@ def _table(group: Comparable, rows: pd.DataFrame, markdown: bool) -> str:
         return grid(headers, texts, ["right", "left", *["right"] * (len(headers) - 2)], markdown)
 
     notes = [
-        "Forecast before the trials ran, with its interval; measured: median over trials. Error: forecast against measured. Stalls: steps "
-        "that the accelerator waited for more than 1 ms."
+        "Forecast before the trials ran, with its interval; measured and seen: median over trials. Error: forecast against measured. "
+        "Stalls: steps that the accelerator waited for more than 1 ms."
     ]
     notes += [_errors(rows), _chosen(group, rows)]
     return "\n".join([title, *spread(list(axes), draw, markdown), *(notes if markdown else [textwrap.fill(note, WIDTH) for note in notes])])

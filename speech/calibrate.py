@@ -2,7 +2,8 @@
 
 The one idea is never to run what is to be forecast. No loader has more than one worker: how preparing slows down when cores are shared is
 measured with plain processes side by side, which know neither queue nor window, and what it takes to hand a batch over with a loader of
-one worker among such processes.
+one worker among such processes. A virtual core may be half as fast again for some seconds and then not, as its host's neighbours come and
+go, so all figures are taken in turn and in several rounds, and are means of them.
 
     costs = calibrate_loader(make, cores=2)        make(num_workers, prefetch_factor, persistent_workers) -> DataLoader
 """
@@ -13,7 +14,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -27,15 +28,15 @@ from speech.loading import make_loader
 from speech.plain_processes import FEWEST, Pace, Preparing, pace_of
 from speech.shapes import batch_bytes
 
+Figures = TypeVar("Figures", bound=tuple[float, ...])  # a NamedTuple of them
 Make = Callable[[int, int | None, bool], DataLoader]  # num_workers, prefetch_factor, persistent_workers
 
-WINDOW_S = 2.5  # over about this long each figure is taken
+ROUNDS = 3
+WINDOW_S = 0.7  # over about this long each figure of a round is taken
 AHEAD = 4  # batches that lie ready when taking them is timed
-STARTS = 3  # of a worker
 MOST = 32  # plain processes at once, unless there are more cores
 PAUSE_S = 0.005  # in the place of a training step
-PASSES = 4
-FIFTHS = 5
+PASSES = 5
 
 
 def calibrate_trial(trial: Trial) -> Calibration:
@@ -78,17 +79,19 @@ def calibrate_loader(make: Make, cores: int, batch_bytes: int, refresh: Callable
     if isinstance(plain.dataset, IterableDataset) or plain.batch_sampler is None:
         raise ValueError("only a loader over a map-style dataset, with a batch_size or a batch_sampler, can be calibrated")
     most = min(4 * cores, max(cores, MOST))
-    paces = {count: _mean_pace(plain, count, refresh) for count in sorted({1, 2, cores, min(2 * cores, most), most})}
+    counts = sorted({1, 2, cores, min(2 * cores, most), most})
+    rounds = [_round(make, plain, counts, cores, refresh) for _ in range(ROUNDS)]
+    paces = {count: _mean(Pace, [each.paces[count] for each in rounds]) for count in counts}
+    handed = {others: _mean(_Handed, [each.handed[others] for each in rounds]) for others in rounds[0].handed}
+    late = {others: statistics.mean(each.late_s[others] for each in rounds) for others in handed}
+    worker = _mean(_Worker, [each.worker for each in rounds])
     read_s = paces[1].wall_s - paces[1].cpu_s
     read_s = read_s if read_s > 0.02 * paces[1].wall_s else 0.0  # less is the clock's and the scheduler's
-    workers = [_fresh_worker(make, refresh) for _ in range(STARTS)]
-    batch_s = statistics.median(worker.batch_s for worker in workers)
     plain_s = _share_s(paces[1], 1, cores, read_s)
-    prepare_s = max(batch_s - read_s, plain_s)  # a worker computes at least what a plain process does
+    prepare_s = max(worker.batch_s - read_s, plain_s)  # a worker computes at least what a plain process does
     sending_s = prepare_s - plain_s
-    handed = {others: _handed_over(make, plain, batch_s, others, cores) for others in sorted({0, cores - 1, most - 1})}
-    late = {others: _late_s(make, plain, others) for others in handed}
     inline_s = _inline(plain, refresh)  # last: what it opens, no process that was forked shares
+    batches_s = [each.worker.batch_s for each in rounds]
     return LoaderCosts(
         cores=cores,
         batch_size=_clips(plain),
@@ -102,11 +105,33 @@ def calibrate_loader(make: Make, cores: int, batch_bytes: int, refresh: Callable
         deliver_s=[(others, max(seconds - handed[others].receive_s, 0.0)) for others, seconds in late.items()],
         wake_s=[(others + 1, of.wake_s) for others, of in handed.items() if others < cores],  # workers that wait in turn leave it a core
         release_s=handed[0].release_s,
-        fork_s=statistics.median(worker.fork_s for worker in workers),
-        ready_s=max(statistics.median(worker.first_s for worker in workers) - batch_s - handed[0].receive_s, 0.0),
+        fork_s=worker.fork_s,
+        ready_s=max(worker.first_s - worker.batch_s - handed[0].receive_s, 0.0),
         shared=[(n, (_share_s(pace, n, cores, read_s) + sending_s) / prepare_s) for n, pace in paces.items()],
-        spread=(max(worker.batch_s for worker in workers) - min(worker.batch_s for worker in workers)) / 2 / batch_s,
+        spread=(max(batches_s) - min(batches_s)) / 2 / worker.batch_s,
     )
+
+
+class _Round(NamedTuple):
+    """Everything once but the inline pace: by how many processes, or by how many others."""
+
+    paces: dict[int, Pace]
+    worker: "_Worker"
+    handed: dict[int, "_Handed"]
+    late_s: dict[int, float]
+
+
+def _round(make: Make, plain: DataLoader, counts: list[int], cores: int, refresh: Callable[[], None]) -> _Round:
+    paces = {count: pace_of(plain, count, WINDOW_S, refresh) for count in counts}
+    worker = _fresh_worker(make, refresh)
+    others = sorted({0, cores - 1, counts[-1] - 1})
+    handed = {count: _handed_over(make, plain, worker.batch_s, count, cores) for count in others}
+    return _Round(paces, worker, handed, {count: _late_s(make, plain, count) for count in others})
+
+
+def _mean(kind: Callable[..., Figures], rounds: list[Figures]) -> Figures:
+    """Of each figure."""
+    return kind(*(statistics.mean(column) for column in zip(*rounds, strict=True)))
 
 
 def _share_s(pace: Pace, count: int, cores: int, read_s: float) -> float:
@@ -124,7 +149,7 @@ def _inline(plain: DataLoader, refresh: Callable[[], None]) -> float:
     for timed in range(PASSES + 1):  # the first is not: memory that was asked for before is given again faster
         refresh()
         batches = iter(plain)
-        until = time.perf_counter() + WINDOW_S / 3
+        until = time.perf_counter() + WINDOW_S
         for _ in range(len(plain)):
             asked = time.perf_counter()
             batch = next(batches)
@@ -135,12 +160,6 @@ def _inline(plain: DataLoader, refresh: Callable[[], None]) -> float:
                 break
             time.sleep(PAUSE_S)
     return statistics.mean(took)
-
-
-def _mean_pace(plain: DataLoader, count: int, refresh: Callable[[], None]) -> Pace:
-    """Of several groups of processes where they are small: how fast one prepares depends a little on how its memory came to lie."""
-    paces = [pace_of(plain, count, WINDOW_S / 2, refresh) for _ in range(max(4 // count, 1))]
-    return Pace(*(statistics.mean(column) for column in zip(*paces, strict=True)))
 
 
 class _Worker(NamedTuple):
@@ -160,9 +179,9 @@ def _fresh_worker(make: Make, refresh: Callable[[], None]) -> _Worker:
     next(batches)
     first = time.perf_counter()
     for _ in batches:  # untimed: a new worker copies the pages of memory that it touches
-        if time.perf_counter() - first > WINDOW_S / 4:
+        if time.perf_counter() - first > WINDOW_S / 2:
             break
-    return _Worker(forked - began, first - forked, _typical(_intervals(loader, refresh, WINDOW_S / 2))[0])
+    return _Worker(forked - began, first - forked, statistics.mean(_intervals(loader, refresh)))
 
 
 class _Stamped:
@@ -221,11 +240,11 @@ def _handed_over(make: Make, plain: DataLoader, batch_s: float, others: int, cor
     return _Handed(*(statistics.mean(column) for column in zip(*handed, strict=True)))
 
 
-def _intervals(loader: DataLoader, refresh: Callable[[], None], window_s: float) -> list[float]:
+def _intervals(loader: DataLoader, refresh: Callable[[], None]) -> list[float]:
     """Seconds from one batch of a pass to the next, each taken and let go at once; of a pass with a single one until it came."""
     found: list[float] = []
     began = time.perf_counter()
-    while time.perf_counter() - began < window_s or len(found) < FEWEST:
+    while time.perf_counter() - began < WINDOW_S or len(found) < FEWEST:
         moments = _pass(loader, refresh)
         found += [later - earlier for earlier, later in itertools.pairwise(moments if len(moments) < 3 else moments[1:])]
     return found
@@ -244,14 +263,6 @@ def _pass(loader: DataLoader, refresh: Callable[[], None]) -> list[float]:
     return moments
 
 
-def _typical(intervals: list[float]) -> tuple[float, float]:
-    """Mean seconds, as an epoch is a sum of them, and the relative half-range of the means of fifths."""
-    size = max(len(intervals) // FIFTHS, 1)
-    means = [statistics.mean(intervals[first : first + size]) for first in range(0, len(intervals) - size + 1, size)]
-    mean = statistics.mean(intervals)
-    return statistics.median(means), (max(means) - min(means)) / 2 / mean
-
-
 def _clips(loader: DataLoader) -> int:
     batch = next(iter(loader.batch_sampler))  # type: ignore[arg-type]
     return len(getattr(batch, "clips", batch))
@@ -263,25 +274,30 @@ def calibrate_step(step: Callable[[], None], threads: int, beside: LoaderCosts, 
     `step` runs one to its end; `beside`: what preparing costs where no step runs.
     """
     step()
-    seconds, spread = _typical(_repeated(step))
-    cpu_s = seconds / max(1.0, threads / beside.cores)
-    alone_s = beside.prepare_s * (1 - beside.sending)
+    counts = [1, 2 * beside.cores]
+    alone: list[float] = []
+    by_count: dict[int, list[tuple[float, float]]] = {count: [] for count in counts}
+    for _ in range(ROUNDS):
+        alone.append(_mean_step(step))
+        for count in counts:
+            with Preparing(loader, count, WINDOW_S) as processes:
+                by_count[count].append((_mean_step(step), processes.pace().wall_s - beside.read_s))
+    cpu_s = statistics.mean(alone) / max(1.0, threads / beside.cores)
+    prepare_s = beside.prepare_s * (1 - beside.sending)  # none of these processes sends its batches
     slower, preparing = [], []
-    for count in sorted({1, beside.cores, 2 * beside.cores}):
+    for count in counts:
         even = max(1.0, (threads + count) / beside.cores)
-        with Preparing(loader, count, WINDOW_S / 2) as processes:
-            step_s, _ = _typical(_repeated(step, WINDOW_S / 2))
-            pace = processes.pace()
+        step_s, pace_s = (statistics.mean(column) for column in zip(*by_count[count], strict=True))
         slower.append((count, step_s / (cpu_s * even)))
-        preparing.append((count, (pace.wall_s - beside.read_s) / (alone_s * even)))
+        preparing.append((count, pace_s / (prepare_s * even)))
+    spread = (max(alone) - min(alone)) / 2 / statistics.mean(alone)
     return StepCosts(cpu_s=cpu_s, threads=threads, beside=slower, prepare_beside=preparing, spread=spread)
 
 
-def _repeated(step: Callable[[], None], window_s: float = WINDOW_S) -> list[float]:
-    took: list[float] = []
-    began = time.perf_counter()
-    while time.perf_counter() - began < window_s or len(took) < FEWEST:
-        asked = time.perf_counter()
+def _mean_step(step: Callable[[], None]) -> float:
+    """Seconds of a step, over the window; of one that is longer, once."""
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < WINDOW_S:
         step()
-        took.append(time.perf_counter() - asked)
-    return took
+        done += 1
+    return (time.perf_counter() - began) / done

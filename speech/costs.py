@@ -35,7 +35,7 @@ class LoaderCosts(BaseModel):
     fork_s: float = Field(description="seconds of the training process to start one worker")
     ready_s: float = Field(description="CPU seconds of a new worker before its first batch")
     shared: list[tuple[int, float]] = Field(description="processes at work at once, how much slower than an even share of the cores")
-    spread: float = Field(description="relative half-range of the means of fifths of what was measured")
+    spread: float = Field(description="relative half-range of what was measured in turn, round by round")
 
 
 class StepCosts(BaseModel):
