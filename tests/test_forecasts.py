@@ -170,6 +170,9 @@ def test_an_uncalibrated_sweep_has_no_table(tracking):
 
 
 def test_long_epochs_fit_the_terminal(tracking):
-    long = {workers: {name: 5000 * value if name.endswith("_s") else value for name, value in forecast.items()} for workers, (forecast, *_) in CELLS.items()}
+    long = {
+        workers: {name: 5000 * value if name.endswith("_s") else value for name, value in forecast.items()}
+        for workers, (forecast, *_) in CELLS.items()
+    }
     cells = [at(workers, 100 * MB, forecast=long[workers], times=[1e4, 1.1e4], fill=500.0) for workers in CELLS]
     assert max(map(len, tables(planted(tracking, cells))[0].splitlines())) <= 100
