@@ -29,7 +29,8 @@ def epoch_times(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns: block, varied, surroundings (str; the table the cell belongs to), shm_size (str, '64M' or 'node'), num_workers (int),
     trials and n (int: all, and those with a time), median_s, min_s, max_s, fill_s (float: over the n trials' medians of warm epochs),
-    spread (float: (max_s - min_s) / median_s, NaN for n = 1), outcomes (str: how the others ended, '1 of 3 overflowed'), change,
+    spread (float: (max_s - min_s) / median_s, NaN for n = 1), slower_cores (bool: it is wide, and the slowest trial used as much more CPU
+    time for the same work than the fastest), outcomes (str: how the others ended, '1 of 3 overflowed'), change,
     change_low, change_high (float: relative to 0 workers, -0.25 for a quarter less, with its 95 % interval; NaN below three pairs),
     forecast_s (float: of a cell of no trials, which was forecast and never measured; otherwise NaN). Blocks in which neither count nor
     size varies are left out.
@@ -76,6 +77,7 @@ def _cells(group: Comparable) -> Iterator[dict[str, Any]]:
                 "max_s": times.max(),
                 "fill_s": with_time["fill_s"].median(),
                 "spread": relative_spread(times),
+                "slower_cores": _slower_cores(with_time),
                 "outcomes": outcome_words(trials.loc[~trials.index.isin(with_time.index), "outcome"], len(trials)),
                 "change": change.value if change else math.nan,
                 "change_low": change.low if change else math.nan,
@@ -94,6 +96,15 @@ def _foreseen(trials: pd.DataFrame) -> dict[str, Any]:
     return {"forecast_s": float(trials["forecast_epoch_s"].median()), "outcomes": "overflows" if overflows else ""}
 
 
+def _slower_cores(trials: pd.DataFrame) -> bool:
+    """Of trials that do the same work: CPU seconds grow where a core is slow, as a virtual one may be by its neighbours, and not by
+    waiting; but for the threads of a training step on the host, which are at work while they wait for each other."""
+    if trials.empty or trials["device"].iloc[0] == "cpu":
+        return False
+    cpu_s = (trials["main_cpu_s"] + trials["worker_cpu_s"].fillna(0))[trials["epoch_s"].sort_values().index]
+    return bool(relative_spread(trials["epoch_s"]) > WIDE and cpu_s.iloc[-1] > (1 + WIDE) * cpu_s.iloc[0])
+
+
 def timed(trials: pd.DataFrame) -> pd.DataFrame:
     """The trials that have a time."""
     return trials[trials["outcome"].isin(TIMED) & trials["epoch_s"].notna()]
@@ -110,10 +121,18 @@ def _table(group: Comparable, markdown: bool) -> str:
     notes = ["Median over n trials of their epoch seconds (fastest-slowest trial); warm epochs only."]
     if (cells["spread"] > WIDE).any():
         notes.append(f"{MARK} Fastest and slowest trial lie more than {100 * WIDE:.0f} % of the median apart.")
+        notes += _why_wide(cells)
     if cells["forecast_s"].notna().any():
         notes.append(NOT_MEASURED)
     notes += disturbance_lines(group.trials, markdown)
     return "\n".join([title, *_spread(_time_columns(cells), markdown), *notes, "", *_changes(cells, markdown)])
+
+
+def _why_wide(cells: pd.DataFrame) -> list[str]:
+    """In how many of the wide cells the cores are the reason."""
+    wide, slower = (cells["spread"] > WIDE).sum(), cells["slower_cores"].sum()
+    of = f"{slower} of {wide} such cell{'' if wide == 1 else 's'}"
+    return [f"In {of} the slowest trial took over {100 * WIDE:.0f} % more CPU time: its cores ran slower."] if slower else []
 
 
 def _changes(cells: pd.DataFrame, markdown: bool) -> list[str]:

@@ -32,11 +32,14 @@ Figures = TypeVar("Figures", bound=tuple[float, ...])  # a NamedTuple of them
 Make = Callable[[int, int | None, bool], DataLoader]  # num_workers, prefetch_factor, persistent_workers
 
 ROUNDS = 3
+STEP_ROUNDS = 2  # a step whose threads wait for each other takes seconds beside other processes
 WINDOW_S = 0.7  # over about this long each figure of a round is taken
 AHEAD = 4  # batches that lie ready when taking them is timed
 MOST = 32  # plain processes at once, unless there are more cores
 PAUSE_S = 0.005  # in the place of a training step
 PASSES = 5
+AGAIN = 3  # first batches of later epochs
+ELSE_BYTES = 1 << 26  # more than caches hold
 
 
 def calibrate_trial(trial: Trial) -> Calibration:
@@ -107,6 +110,7 @@ def calibrate_loader(make: Make, cores: int, batch_bytes: int, refresh: Callable
         release_s=handed[0].release_s,
         fork_s=worker.fork_s,
         ready_s=max(worker.first_s - worker.batch_s - handed[0].receive_s, 0.0),
+        cold_s=max(worker.again_s - worker.batch_s - late[0], 0.0),
         shared=[(n, (_share_s(pace, n, cores, read_s) + sending_s) / prepare_s) for n, pace in paces.items()],
         spread=(max(batches_s) - min(batches_s)) / 2 / worker.batch_s,
     )
@@ -168,6 +172,7 @@ class _Worker(NamedTuple):
     fork_s: float  # to start it
     first_s: float  # from there to the first batch
     batch_s: float  # a batch, later
+    again_s: float  # from asking for the first batch of a later epoch until it comes
 
 
 def _fresh_worker(make: Make, refresh: Callable[[], None]) -> _Worker:
@@ -181,7 +186,19 @@ def _fresh_worker(make: Make, refresh: Callable[[], None]) -> _Worker:
     for _ in batches:  # untimed: a new worker copies the pages of memory that it touches
         if time.perf_counter() - first > WINDOW_S / 2:
             break
-    return _Worker(forked - began, first - forked, statistics.mean(_intervals(loader, refresh)))
+    batch_s = statistics.mean(_intervals(loader, refresh))
+    return _Worker(forked - began, first - forked, batch_s, statistics.mean(_again(loader, refresh) for _ in range(AGAIN)))
+
+
+def _again(loader: DataLoader, refresh: Callable[[], None]) -> float:
+    """After something else was done, as validation is between epochs."""
+    refresh()
+    torch.ones(ELSE_BYTES // 4)
+    time.sleep(PAUSE_S)
+    batches = iter(loader)
+    asked = time.perf_counter()
+    next(batches)
+    return time.perf_counter() - asked
 
 
 class _Stamped:
@@ -277,7 +294,7 @@ def calibrate_step(step: Callable[[], None], threads: int, beside: LoaderCosts, 
     counts = [1, 2 * beside.cores]
     alone: list[float] = []
     by_count: dict[int, list[tuple[float, float]]] = {count: [] for count in counts}
-    for _ in range(ROUNDS):
+    for _ in range(STEP_ROUNDS):
         alone.append(_mean_step(step))
         for count in counts:
             with Preparing(loader, count, WINDOW_S) as processes:

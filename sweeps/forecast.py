@@ -22,7 +22,7 @@ from sweeps.simulation import Epoch, Simulated, simulate
 MODEL_ERROR = 0.1  # relative: what simulation and machine were off by while the forecast was made, on png, packed and wav batches
 PLAYED = 1024  # batches of a long epoch that are played at least, and WINDOWS times as many as may be under way
 WINDOWS = 8
-OF_A_START = ("fork_s", "ready_s")  # of LoaderCosts; its other seconds are a batch's, and Epoch calls them by the same names
+OF_A_START = ("fork_s", "ready_s", "cold_s")  # of LoaderCosts; its other seconds are a batch's, and Epoch calls them by the same names
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _epoch(calibration: Calibration, side: int, batches: int, workers: int, pref
         step_threads=step.threads,
         step_wait_s=by_step * step.wait_s,
         start_s=0.0 if persistent else by * workers * costs.fork_s,
-        ready_s=0.0 if persistent else by * costs.ready_s,
+        ready_s=by * (costs.cold_s if persistent or not workers else costs.ready_s),
         shared=tuple(costs.shared),
         read_slower=tuple(costs.read_slower),
         step_beside=tuple(step.beside),

@@ -42,7 +42,7 @@ class Epoch:
     step_threads: int = 1
     step_wait_s: float = 0.0  # the accelerator's share of a step, for which the host waits
     start_s: float = 0.0  # until the loop can ask for its first batch; workers that persist have it once
-    ready_s: float = 0.0  # CPU of each worker before its first batch
+    ready_s: float = 0.0  # CPU of each worker, or of the training process, before its first batch
     # the rest: how many times slower than an even share of the cores
     shared: Table = ()  # processes that compute at once
     read_slower: Table = ()  # processes that read at once: how many times as long each waits
@@ -100,7 +100,7 @@ def _alone(epoch: Epoch) -> Simulated:
     late = epoch.batches - 1
     return Simulated(
         start_s=0.0,
-        fill_s=prepare_s,
+        fill_s=epoch.ready_s + prepare_s,
         wait_s=prepare_s * late,
         step_s=step_s * epoch.batches,
         other_s=epoch.release_s * epoch.batches,

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from analysis.runs import sweep_runs
 from sweeps.disturbance import OUTSIDE_LIMIT, disturbance, is_timing
 from sweeps.metrics import SUMMARY
@@ -56,6 +58,7 @@ def test_a_trial_is_due_again_once_whatever_the_second_run_finds(tracking: Track
     assert set(tracking.settled_keys(parent)) == {"quiet", "once", "twice", "stopped"}
 
 
+@pytest.mark.slow
 def test_a_trial_beside_a_busy_process_runs_once_more_and_both_are_kept(tones: Path, tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones, shm="private" if can_isolate() else "host"))
 

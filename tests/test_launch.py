@@ -197,6 +197,7 @@ def _words(process: psutil.Process) -> list[str]:
         return []
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_running_and_the_rest_runs_next_time(tones, tmp_path) -> None:
     text = (
         SWEEP.format(tones=tones, repeats=1).split("  cycles:")[0].replace("step_s: 0.05", "step_s: 0.5").replace("epochs: 2", "epochs: 3")

@@ -162,6 +162,21 @@ def test_a_lone_overflow_does_not_hide_that_the_rest_lie_far_apart(tracking, pla
     assert "      2  0.550 s†, 1 of 3 overflowed  2" in text
 
 
+@pytest.mark.parametrize(("cpu_s", "said"), [(1.6, True), (1.05, False)])
+def test_a_cell_that_slower_cores_spread_apart_says_so(tracking, plant, cpu_s: float, said: bool):
+    """As much work at 0 workers takes more CPU time in the slowest trial; at 2 workers it only waited longer."""
+    swept = [({"loader.num_workers": workers}, repeat) for workers in (0, 2) for repeat in (1, 2, 3)]
+    parent = tracking.start_sweep("first-look", "", [{"key": trial_key("workers", *each)} for each in swept], "")
+    for each, repeat in swept:
+        slow = repeat == 2
+        used = {"main_cpu_s": cpu_s if slow else 1.0} if not each["loader.num_workers"] else {"main_cpu_s": 0.1, "worker_cpu_s": 0.9}
+        plant(parent, each, repeat, tags=PACED, epoch_s=1.5 if slow else 1.0, fill_s=0.1, **used)
+    frame = sweep_runs("first-look", tracking.uri)
+    assert epoch_times(frame)["slower_cores"].tolist() == [said, False]
+    line = "\nIn 1 of 2 such cells the slowest trial took over 10 % more CPU time: its cores ran slower.\n"
+    assert (line in tables(frame)[0]) is said
+
+
 def test_disturbed_trials_are_a_footnote(tracking, plant):
     trials = worker_trials(0, None, [1.0, 1.0, 1.0]) + worker_trials(2, None, [0.5, 0.5, 0.5])
     parent = tracking.start_sweep("first-look", "", [{"key": trial_key("workers", swept, repeat)} for swept, repeat, *_ in trials], "")
