@@ -1,4 +1,4 @@
-"""What one batch costs here, measured in some twenty seconds: plain processes that prepare batches, a loader of one worker, training steps.
+"""What one batch costs here, measured in half a minute to a minute: by plain processes that prepare batches, a loader of one worker, steps.
 
 The one idea is never to run what is to be forecast. No loader has more than one worker: how preparing slows down when cores are shared is
 measured with plain processes side by side, which know neither queue nor window, and what it takes to hand a batch over with a loader of
@@ -32,6 +32,8 @@ Figures = TypeVar("Figures", bound=tuple[float, ...])  # a NamedTuple of them
 Make = Callable[[int, int | None, bool], DataLoader]  # num_workers, prefetch_factor, persistent_workers
 
 ROUNDS = 3
+ENOUGH_S = 45.0  # no further round is begun then: batches take seconds each
+FEWEST_STEPS = 2
 STEP_ROUNDS = 2  # a step whose threads wait for each other takes seconds beside other processes
 WINDOW_S = 0.7  # over about this long each figure of a round is taken
 AHEAD = 4  # batches that lie ready when taking them is timed
@@ -57,20 +59,26 @@ def calibrate_trial(trial: Trial) -> Calibration:
     plain = make(0, None, False)
     files = cast(Clips, plain.dataset).files() if config.corpus.cache == "cold" else []
     size = batch_bytes(config, config.loader.batch_size)
-    costs = calibrate_loader(make, len(os.sched_getaffinity(0)), size, lambda: page_cache.drop(files))
+
+    def refresh() -> None:
+        page_cache.drop(files)
+
+    costs = calibrate_loader(make, len(os.sched_getaffinity(0)), size, refresh)
     modelled = accelerator.choose(config.device) == "paced"
-    step = paced_step(config.device) if modelled else _step_costs(trial, corpus, costs, plain)
+    step = paced_step(config.device) if modelled else _step_costs(trial, corpus, costs, plain, refresh)
     return Calibration(loader=costs, step=step, modelled=modelled, took_s=time.perf_counter() - began)
 
 
-def _step_costs(trial: Trial, corpus: corpora.PreparedCorpus, costs: LoaderCosts, plain: DataLoader) -> StepCosts:
+def _step_costs(
+    trial: Trial, corpus: corpora.PreparedCorpus, costs: LoaderCosts, plain: DataLoader, refresh: Callable[[], None]
+) -> StepCosts:
     """Of real training on the host's cores."""
     learner, batch = make_learner(trial, corpus, "cpu"), next(iter(plain))
 
     def step() -> None:
         learner.learn(batch, lr=1e-6, mixup=1.0)
 
-    return calibrate_step(step, trial.pinned.threads, costs, plain)
+    return calibrate_step(step, trial.pinned.threads, costs, plain, refresh)
 
 
 def calibrate_loader(make: Make, cores: int, batch_bytes: int, refresh: Callable[[], None] = lambda: None) -> LoaderCosts:
@@ -83,7 +91,9 @@ def calibrate_loader(make: Make, cores: int, batch_bytes: int, refresh: Callable
         raise ValueError("only a loader over a map-style dataset, with a batch_size or a batch_sampler, can be calibrated")
     most = min(4 * cores, max(cores, MOST))
     counts = sorted({1, 2, cores, min(2 * cores, most), most})
-    rounds = [_round(make, plain, counts, cores, refresh) for _ in range(ROUNDS)]
+    began, rounds = time.perf_counter(), [_round(make, plain, counts, cores, refresh)]
+    while len(rounds) < ROUNDS and time.perf_counter() - began < ENOUGH_S:
+        rounds.append(_round(make, plain, counts, cores, refresh))
     paces = {count: _mean(Pace, [each.paces[count] for each in rounds]) for count in counts}
     handed = {others: _mean(_Handed, [each.handed[others] for each in rounds]) for others in rounds[0].handed}
     late = {others: statistics.mean(each.late_s[others] for each in rounds) for others in handed}
@@ -187,11 +197,13 @@ def _fresh_worker(make: Make, refresh: Callable[[], None]) -> _Worker:
         if time.perf_counter() - first > WINDOW_S / 2:
             break
     batch_s = statistics.mean(_intervals(loader, refresh))
-    return _Worker(forked - began, first - forked, batch_s, statistics.mean(_again(loader, refresh) for _ in range(AGAIN)))
+    again_s = statistics.mean(_again(loader, batch_s, refresh) for _ in range(AGAIN))
+    return _Worker(forked - began, first - forked, batch_s, again_s)
 
 
-def _again(loader: DataLoader, refresh: Callable[[], None]) -> float:
-    """After something else was done, as validation is between epochs."""
+def _again(loader: DataLoader, batch_s: float, refresh: Callable[[], None]) -> float:
+    """After the worker was idle and something else was done, as validation is between epochs."""
+    time.sleep(1.2 * AHEAD * batch_s)  # for what the last pass left it to do
     refresh()
     torch.ones(ELSE_BYTES // 4)
     time.sleep(PAUSE_S)
@@ -215,13 +227,14 @@ def _late_s(make: Make, plain: DataLoader, others: int) -> float:
     """From a batch's end in the only worker, beside `others` plain processes, until a loop that waits for it has it; mean seconds."""
     loader = make(1, AHEAD, True)
     loader.collate_fn = _Stamped(loader.collate_fn)
+    next(iter(loader))  # its first one starts what sends the others
     late: list[float] = []
     with Preparing(plain, others):
         until = time.perf_counter() + WINDOW_S / 2
-        while time.perf_counter() < until or not late:
+        while time.perf_counter() < until or len(late) < FEWEST:
             for _, made in loader:
                 late.append(time.perf_counter() - made)
-                if time.perf_counter() > until:
+                if time.perf_counter() > until and len(late) >= FEWEST:
                     break
     return statistics.mean(late)
 
@@ -285,36 +298,44 @@ def _clips(loader: DataLoader) -> int:
     return len(getattr(batch, "clips", batch))
 
 
-def calibrate_step(step: Callable[[], None], threads: int, beside: LoaderCosts, loader: DataLoader) -> StepCosts:
+def calibrate_step(
+    step: Callable[[], None], threads: int, beside: LoaderCosts, loader: DataLoader, refresh: Callable[[], None] = lambda: None
+) -> StepCosts:
     """A training step that computes on `threads` threads of the host, alone and while plain processes prepare batches of `loader`.
 
-    `step` runs one to its end; `beside`: what preparing costs where no step runs.
+    `step` runs one to its end; `beside`: what preparing costs where no step runs; `refresh` as there.
     """
     step()
-    counts = [1, 2 * beside.cores]
-    alone: list[float] = []
-    by_count: dict[int, list[tuple[float, float]]] = {count: [] for count in counts}
+    counts = sorted({1, beside.cores})
+    alone: list[list[float]] = []
+    steps: dict[int, list[float]] = {count: [] for count in counts}
+    paces: dict[int, list[float]] = {count: [] for count in counts}
     for _ in range(STEP_ROUNDS):
-        alone.append(_mean_step(step))
+        alone.append(_steps(step))
         for count in counts:
-            with Preparing(loader, count, WINDOW_S) as processes:
-                by_count[count].append((_mean_step(step), processes.pace().wall_s - beside.read_s))
-    cpu_s = statistics.mean(alone) / max(1.0, threads / beside.cores)
+            with Preparing(loader, count, WINDOW_S, refresh) as processes:
+                steps[count] += _steps(step, processes.told)
+                pace = processes.pace()
+            paces[count].append(max(pace.wall_s - beside.read_s, pace.cpu_s))
+    step_s = statistics.median(itertools.chain(*alone))  # now and then threads that wait for each other take ten times as long
+    cpu_s = step_s / max(1.0, threads / beside.cores)
     prepare_s = beside.prepare_s * (1 - beside.sending)  # none of these processes sends its batches
     slower, preparing = [], []
     for count in counts:
         even = max(1.0, (threads + count) / beside.cores)
-        step_s, pace_s = (statistics.mean(column) for column in zip(*by_count[count], strict=True))
-        slower.append((count, step_s / (cpu_s * even)))
-        preparing.append((count, pace_s / (prepare_s * even)))
-    spread = (max(alone) - min(alone)) / 2 / statistics.mean(alone)
+        slower.append((count, statistics.median(steps[count]) / (cpu_s * even)))
+        preparing.append((count, statistics.mean(paces[count]) / (prepare_s * even)))
+    of_rounds = [statistics.median(each) for each in alone]
+    spread = (max(of_rounds) - min(of_rounds)) / 2 / step_s
     return StepCosts(cpu_s=cpu_s, threads=threads, beside=slower, prepare_beside=preparing, spread=spread)
 
 
-def _mean_step(step: Callable[[], None]) -> float:
-    """Seconds of a step, over the window; of one that is longer, once."""
-    began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < WINDOW_S:
+def _steps(step: Callable[[], None], enough: Callable[[], bool] = lambda: True) -> list[float]:
+    """Seconds of each step, over the window, at least two, and until `enough`."""
+    took: list[float] = []
+    began = time.perf_counter()
+    while len(took) < FEWEST_STEPS or time.perf_counter() - began < WINDOW_S or not enough():
+        asked = time.perf_counter()
         step()
-        done += 1
-    return (time.perf_counter() - began) / done
+        took.append(time.perf_counter() - asked)
+    return took

@@ -34,7 +34,7 @@ class LoaderCosts(BaseModel):
     release_s: float = Field(description="seconds of the training process to let a batch go")
     fork_s: float = Field(description="seconds of the training process to start one worker")
     ready_s: float = Field(description="CPU seconds of a new worker before its first batch")
-    cold_s: float = Field(0.0, description="CPU seconds that the first batch of an epoch takes longer, where its worker was there before")
+    cold_s: float = Field(0.0, description="CPU seconds that the first batch of an epoch takes longer where nothing was started for it")
     shared: list[tuple[int, float]] = Field(description="processes at work at once, how much slower than an even share of the cores")
     spread: float = Field(description="relative half-range of what was measured in turn, round by round")
 

@@ -82,8 +82,8 @@ def advise(arguments: dict[str, Any], emit: Callable[[dict[str, Any]], None]) ->
         return rebuilt(loader, num_workers, prefetch_factor, persistent, batches)
 
     loader = given(arguments["target"], folder, arguments["batch_size"])  # anew: what the first one opened, no worker shares
-    plain = make(0, None, False)
     costs = calibrate_loader(make, len(os.sched_getaffinity(0)), sample.batch_bytes)
+    plain = rebuilt(given(arguments["target"], folder, arguments["batch_size"]), 0, None, False, batches)  # anew, for the same reason
     timed = step_costs(step, sample.batches, costs, plain) if step else StepCosts(wait_s=arguments["step_s"] or 0.0)
     calibration = Calibration(loader=costs, step=timed, took_s=time.perf_counter() - began)
     emit({"kind": "advice", "calibration": calibration.model_dump()})

@@ -8,13 +8,18 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 import torch
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
 FEWEST = 5  # batches over which a pace is taken
+
+
+class Killed(RuntimeError):
+    """By the kernel for want of memory, or by somebody."""
 
 
 class Pace(NamedTuple):
@@ -57,6 +62,10 @@ class Preparing:
             raise
         return self
 
+    def told(self) -> bool:
+        """Whether every one has been through the window, and as many batches as a pace needs."""
+        return len(wait(self._ends, 0)) == len(self._ends)
+
     def pace(self) -> Pace:
         """After the window: their mean."""
         paces = [_told(end) for end in self._ends]
@@ -89,9 +98,9 @@ def _told(end: Connection) -> Any:
     try:
         told = end.recv()
     except EOFError:
-        raise RuntimeError("a process that prepares batches for the calibration was killed") from None
-    if isinstance(told, BaseException):
-        raise told
+        raise Killed("a process that prepares batches for the calibration was killed") from None
+    if isinstance(told, ExceptionWrapper):
+        told.reraise()
     return told
 
 
@@ -114,5 +123,5 @@ def _live(loader: DataLoader, batches: list[Any], window_s: float, refresh: Call
                     end.send((took_s / done, (time.process_time() - cpu_began) / done))
                     telling = False
             refresh()
-    except Exception as error:  # told to whoever calibrates, who raises it
-        end.send(error)
+    except Exception:  # told to whoever calibrates, who raises it
+        end.send(ExceptionWrapper(where="in a process that prepares batches for the calibration"))

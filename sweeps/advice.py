@@ -161,6 +161,8 @@ def _wanted(calibration: Calibration, takes: float) -> str:
     if math.isinf(takes):
         return ". Whether that is enough a step would tell."
     times = takes / calibration.preparation_clips_per_s()
+    if times <= 1:
+        return f", and the accelerator could take {_rate(takes)}: more workers would make that, had /dev/shm room for them."
     cores = math.ceil(calibration.loader.cores * times)
     return f", and the accelerator could take {_rate(takes)}: that needs {cores} cores, or samples that cost {1 / times:.0%} of their CPU."
 

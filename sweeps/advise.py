@@ -107,5 +107,5 @@ def _raise_for(record: Record, target: str, loader: Loader | None, log: Path) ->
 def theirs(traceback: str) -> str:
     """A traceback without the frames of this project that it begins with."""
     head, *frames = re.split(r'(?m)^(?=  File ")', traceback)
-    kept = itertools.dropwhile(lambda frame: frame.removeprefix('  File "').startswith(OWN_FRAMES), frames)
-    return "".join([head, *kept]).rstrip()
+    kept = list(itertools.dropwhile(lambda frame: frame.removeprefix('  File "').startswith(OWN_FRAMES), frames))
+    return "".join([head, *(kept or frames[-1:])]).rstrip()

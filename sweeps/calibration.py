@@ -142,6 +142,8 @@ def _measure(template: Template, each: Wanted, private: bool, log: Path, say: Sa
             save(each.name, calibration)
             say(f"calibrated {each} in {calibration.took_s:.0f} s")
         return calibration
+    if error and error["type"] == "Killed" and ending.get("oom_kills"):
+        error = None  # the kernel's doing, not the data set's
     outcome = classify(error, ending, False, log.read_text(errors="replace"))
     if outcome.name not in OF_THE_LOADER:
         raise PreflightError(

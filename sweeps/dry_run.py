@@ -23,6 +23,7 @@ from sweeps.sweep import noted_pins, pin_name, reached, settled_for_good
 from sweeps.tracking import SETTLED, Tracking, connect, database_file, resolve_uri, search_all, short_names, written
 
 tabulate.MIN_PADDING = 0  # a column is as wide as its widest text; by default headers are given two columns more
+DUE = "disturbed"  # state of a trial that is settled and runs once more
 NVIDIA = Path("/proc/driver/nvidia")  # there where the kernel knows a GPU of theirs
 
 
@@ -34,7 +35,8 @@ def tell(config: SweepConfig, say: Say) -> None:
     if config.calibrate and config.resources.exclusive_node:
         node = Node((), tuple(sorted(os.sched_getaffinity(0))))
         wanted = made.calibrations_wanted(_pinned(made, node, noted), node)
-        made.foresee(wanted, calibration.cached({each.name for each in wanted.values()}), _settled(states))
+        ran = [key for key, state in states.items() if state in (*SETTLED, DUE)]
+        made.foresee(wanted, calibration.cached({each.name for each in wanted.values()}), ran)
     say(made.outline(_settled(states)))
     say(f"\n{table(made, states)}\n")
     say(f"/dev/shm: {counted(made.fits.values())}")
@@ -54,7 +56,7 @@ def recorded(config: SweepConfig, trials: list[TrialSpec]) -> tuple[dict[str, st
         return {}, {}
     latest = {run.data.tags["key"]: run.data.tags.get("outcome", "running") for run in reversed(tracking.trials(parent))}
     known, for_good = tracking.settled_keys(parent), settled_for_good(tracking, parent, trials)
-    due = {trial.key: "disturbed" for trial in trials if trial.key in known.keys() - for_good.keys()}
+    due = {trial.key: DUE for trial in trials if trial.key in known.keys() - for_good.keys()}
     return latest | known | due, noted_pins(tracking, parent)
 
 

@@ -37,7 +37,7 @@ class Outlook:
     foreseen_only: frozenset[str] = frozenset()  # keys of trials that method: forecast doesn't measure
 
     def calibrations_wanted(self, pinned: Mapping[str, Pinned], node: Node) -> dict[str, Wanted]:
-        """By the key of every trial that is in `pinned`."""
+        """By the key of every trial that is in `pinned` and can be forecast."""
         return wanted(self.plan.trials, pinned, {name: found.fingerprint for name, found in self.corpora.items()}, node)
 
     def foresee(self, needs: Mapping[str, Wanted], calibrations: Mapping[str, Calibration], settled: Collection[str]) -> None:
@@ -72,6 +72,8 @@ class Outlook:
 
     def _chosen(self) -> str:
         """What method: forecast makes of the plan. A trial that overflows ends at once, so leaving it out saves nothing."""
+        if not self.forecasts:
+            return "which trials are measured is chosen once a launch has calibrated"
         total, unmeasured = len(self.plan.trials), [trial for trial in self.plan.trials if trial.key in self.foreseen_only]
         saved_s = sum(self._epochs_s(trial) for trial in unmeasured if self.fits[trial.key].verdict != "overflows")
         are = "is" if len(unmeasured) == 1 else "are"

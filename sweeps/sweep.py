@@ -92,7 +92,7 @@ def _foresee(sweep: Sweep, say: Say) -> None:
     if not (config.calibrate and config.resources.exclusive_node):  # beside others a trial takes as long as they let it
         return
     wanted = sweep.outlook.calibrations_wanted(sweep.pinned, sweep.node)
-    due = {wanted[trial.key].name: wanted[trial.key] for trial in sweep.left}
+    due = {wanted[trial.key].name: wanted[trial.key] for trial in sweep.left if trial.key in wanted}
     private, log = config.resources.shm == "private", sweep.folder / "calibration.log"
     found = calibration.obtain(sweep.template, due.values(), private, log, say)
     found |= calibration.cached({each.name for each in wanted.values()} - due.keys())  # of settled trials: nothing is measured for them

@@ -224,6 +224,14 @@ def test_the_next_bottleneck_is_what_would_take_longest_alone(step_s, costs, loa
     assert re.match(f"Next bottleneck: {message}", bottleneck(of, made, chosen(rows(of, made, 1 << 40))))
 
 
+def test_where_dev_shm_has_no_room_for_enough_workers_it_is_what_bounds() -> None:
+    made = calibration(0.08)
+    row = chosen(rows(LOADER, made, MIB))
+    assert row.workers == 0
+    text = bottleneck(LOADER, made, row)
+    assert "the accelerator could take 400 samples/s: more workers would make that, had /dev/shm room for them." in text
+
+
 def test_a_step_on_the_host_makes_the_cores_the_bound() -> None:
     made = Calibration(loader=COSTS, step=StepCosts(cpu_s=0.1, threads=2), took_s=1)
     row = next(row for row in rows(LOADER, made, 1 << 40) if row.workers == 2)
@@ -274,6 +282,8 @@ def test_a_traceback_begins_with_the_frames_of_the_project_that_is_measured() ->
     yours = '  File "/home/you/loaders.py", line 3, in make\n    open(3)\n'
     text = f"Traceback (most recent call last):\n{ours}{importing}{yours}ValueError: 3\n"
     assert theirs(text) == f"Traceback (most recent call last):\n{yours}ValueError: 3"
+    alone = f"Traceback (most recent call last):\n{text.splitlines(keepends=True)[1]}ValueError: 3"
+    assert theirs(alone) == alone, "the error is told where all frames are ours"
 
 
 def test_a_loader_is_measured_and_described(folder, monkeypatch) -> None:

@@ -100,7 +100,7 @@ def test_a_step_is_its_cpu_seconds_and_shares_the_cores_evenly(found) -> None:
         pytest.skip("planted once is enough")
     step = calibrate_step(lambda: burn(STEP_S), 1, costs, make(0.0)(0, None, False))
     assert step.cpu_s == pytest.approx(STEP_S, rel=0.3)
-    assert [count for count, _ in step.beside] == [1, 2 * CORES]
+    assert [count for count, _ in step.beside] == sorted({1, CORES})
     assert all(0.5 < slower < 1.7 for table in (step.beside, step.prepare_beside) for _, slower in table)
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from speech.config import Pinned
 from speech.costs import StepCosts
+from sweeps import sweep as launching
 from sweeps.config import load
 from sweeps.outlook import outlook, roughly
 from sweeps.preflight import Node
@@ -38,8 +39,19 @@ def test_before_anything_is_calibrated_a_row_is_a_trial_and_nothing_is_left_out(
     rows = made.rows()
     assert [row.keys() for row in rows] == [{"key", "block", "repeat", "swept"}] * 6
     assert made.outline([]) == "\n".join(
-        ["planted: 6 trials (6 in trials), 0 settled, 6 to run", "measured: 6 of 6 trials; 0 are forecast, about 0 s saved"]
+        ["planted: 6 trials (6 in trials), 0 settled, 6 to run", "which trials are measured is chosen once a launch has calibrated"]
     )
+
+
+def test_a_launch_leaves_trials_on_a_gpu_uncalibrated(tones, tracking, tmp_path, monkeypatch) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones).replace("[paced]", "[cuda, paced]"))
+    made = outlook(load(tmp_path / "sweep.yaml"), lambda line: None)
+    monkeypatch.setattr(launching, "_pinned", lambda sweep, say: {trial.key: Pinned(threads=2) for trial in sweep.plan.trials})
+    parent = tracking.start_sweep("planted", "", made.rows(), "")
+    sweep = launching.Sweep(made.config, tracking, parent, made, {}, tmp_path, Node(("a GPU",), (0, 1)), template=None)
+    said: list[str] = []
+    launching._foresee(sweep, said.append)
+    assert (made.forecasts, said, len(sweep.left)) == ({}, [], 6)
 
 
 def test_a_row_that_is_not_measured_says_so_and_holds_its_parameters(made) -> None:

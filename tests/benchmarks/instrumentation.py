@@ -4,13 +4,13 @@ The same epochs run measured, as every trial's are (speech/epoch.py with its log
 whose workers note nothing. Both take turns, forth and back, on loaders of their own with persistent workers; the accelerator hardly
 waits, so that whatever measuring costs the loader or the loop is seen. Two loaders that do the same differ by half a percent, by how
 their memory came to lie, so each row makes new ones ROUNDS times. `cost` is the ratio measured / bare of the epoch seconds less one: the
-mean over the rounds, with its 95 % interval. `calls` is the time of all that measuring does in an epoch, done without a loader and
-without waiting for one: what the cost is at most where nothing is in parallel. Last line: the figures as JSON.
+median over all pairs with its 95 % interval, which pairs whose epochs met a virtual core at different speeds move little. `calls` is the
+time of all that measuring does in an epoch, done without a loader and without waiting for one: what the cost is at most where nothing is
+in parallel. Last line: the figures as JSON.
 """
 
 import datetime
 import json
-import math
 import os
 import platform
 import statistics
@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from scipy.stats import binom
 from tabulate import tabulate
 
-from analysis.statistics import mean_interval
 from speech import accelerator, corpora
 from speech.config import TrialConfig
 from speech.cpu import cpu_model
@@ -36,15 +36,14 @@ from sweeps.hygiene import settle
 ROUNDS = 8  # of a row, each with new loaders
 ROUND_S = 9.0  # spent on its pairs; short epochs make more of them
 CALLS = 50  # epochs in which nothing but measuring is done
-CLIPS = 1800  # as many as the default sweep speaks
-WAYS = (("png", 0), ("png", 2), ("packed", 0), ("packed", 2))  # form, workers
+WAYS = (("png", 0, 360), ("png", 2, 360), ("packed", 0, 1800), ("packed", 2, 1800))  # form, workers, clips: epochs of a third of a second
 WORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 
 
 def main() -> int:
     torch.set_num_threads(1)
     unsettled = [settle().get("unsettled")]
-    rows = [_row(form, workers) for form, workers in WAYS]
+    rows = [_row(*way) for way in WAYS]
     unsettled.append(settle().get("unsettled"))
     machine = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel": platform.release(), "date": f"{datetime.date.today()}"}
     print(tabulate(rows, headers="keys", floatfmt=(".0f", ".0f", ".3f", ".3f", "+.2f", "+.2f", "+.2f", ".2f", ".0f")))
@@ -55,21 +54,20 @@ def main() -> int:
     return 0
 
 
-def _row(form: str, workers: int) -> dict[str, str | float | int]:
+def _row(form: str, workers: int, clips: int) -> dict[str, str | float | int]:
     config = TrialConfig.model_validate(
         {
-            "corpus": {"name": "synthetic", "words": WORDS, "clips": CLIPS},
+            "corpus": {"name": "synthetic", "words": WORDS, "clips": clips},
             "loader": {"form": form, "num_workers": workers, "batch_size": 32},
             "device": {"first_of": ["paced"], "step_s": 0.0005},
         }
     )
     corpus = corpora.prepare(config.corpus)
     prepare_forms(config, corpus, print)
-    rounds = [_round(config, corpus) for _ in range(ROUNDS)]
-    change = mean_interval([statistics.mean(math.log(measured / bare) for measured, bare in pairs) for pairs in rounds])
-    assert change is not None
-    percent = [100 * math.expm1(end) for end in change]
-    seconds = [pair for pairs in rounds for pair in pairs]
+    seconds = [pair for _ in range(ROUNDS) for pair in _round(config, corpus)]
+    ratios = sorted(measured / bare for measured, bare in seconds)
+    rank = max(int(binom.ppf(0.025, len(ratios), 0.5)), 1)  # of the order statistics that bound a median, from either end
+    percent = [100 * (ratio - 1) for ratio in (statistics.median(ratios), ratios[rank - 1], ratios[-rank])]
     measured_s, bare_s = (statistics.median(column) for column in zip(*seconds, strict=True))
     values = (form, workers, measured_s, bare_s, *percent, 100 * _calls_s(len(corpus.split("training")) // 32) / bare_s, len(seconds))
     return dict(zip(("form", "workers", "measured s", "bare s", "cost %", "from %", "to %", "calls %", "pairs"), values, strict=True))
