@@ -32,7 +32,7 @@ Figures = TypeVar("Figures", bound=tuple[float, ...])  # a NamedTuple of them
 Make = Callable[[int, int | None, bool], DataLoader]  # num_workers, prefetch_factor, persistent_workers
 
 ROUNDS = 3
-ENOUGH_S = 45.0  # no further round is begun then: batches take seconds each
+ENOUGH_S = 25.0  # no further round is begun then: batches take seconds each
 FEWEST_STEPS = 2
 STEP_ROUNDS = 2  # a step whose threads wait for each other takes seconds beside other processes
 WINDOW_S = 0.7  # over about this long each figure of a round is taken
@@ -40,7 +40,7 @@ AHEAD = 4  # batches that lie ready when taking them is timed
 MOST = 32  # plain processes at once, unless there are more cores
 PAUSE_S = 0.005  # in the place of a training step
 PASSES = 5
-AGAIN = 3  # first batches of later epochs
+AGAIN = 1  # first batches of later epochs in a round
 ELSE_BYTES = 1 << 26  # more than caches hold
 
 

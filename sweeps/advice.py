@@ -217,7 +217,7 @@ def introduced(target: str, loader: Loader) -> str:
     lines = [
         f"{target}: {loader.dataset} of {loader.clips:,} samples in {loader.batches:,} batches of {size}",
         f"as it is: num_workers={loader.num_workers}, {loader.kept}",
-        "measuring what a batch costs: about 40 s, longer where a batch takes over a second",
+        "measuring what a batch costs: about a minute, longer where a batch takes over a second",
     ]
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """python launch.py --advise module:make_loader: how many workers a loader of any PyTorch project should have on this machine.
 
 The one idea is that nothing is swept. What one batch costs is measured with one worker at most, in a process tree of its own
-(speech/foreign.py), which takes about 40 s; every number of workers is then forecast from it (sweeps/advice.py).
+(speech/foreign.py), which takes about a minute; every number of workers is then forecast from it (sweeps/advice.py).
 
     python launch.py --advise train:make_loader --step-s 0.025      the accelerator takes 25 ms a step
     python launch.py --advise train:make_loader --step train:step   step(batch) is timed

@@ -33,7 +33,7 @@ MEASURED = 2  # part of every name: raise it when the same machine and the same 
 PACKAGES = ("torch", "torchvision", "torchaudio", "numpy", "pillow", "soundfile")  # they decode, collate and compute
 UNDER_WAY = 6  # batches that a calibration's loaders have in /dev/shm at most
 ROOM_BATCHES = 16  # that it has room for in a /dev/shm of its own
-TIMEOUT_S = 300.0  # 40 s are usual; reads of a slow drive take longer
+TIMEOUT_S = 300.0  # a minute is usual; reads of a slow drive take longer
 SETTLE_S = 5.0
 OF_THE_LOADER = ("shm_exhausted", "oom", "timeout")  # outcomes that don't stop a sweep
 
