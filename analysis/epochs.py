@@ -7,6 +7,7 @@ times for. Which trials were disturbed is said once, below table 1: there is no 
 `tables` the page.
 """
 
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -32,17 +33,24 @@ CAPTION = (
 def epoch_parts(frame: pd.DataFrame) -> pd.DataFrame:
     """Table 2 as a tidy frame, a row a worker count, from the frame of `runs.sweep_runs`.
 
-    Columns: block, varied, surroundings (str; the table the row belongs to), num_workers (int), shm_size (str, '64M' or 'node'), n, older
-    (int: trials with these figures, and timed trials that were recorded before there were such figures), cores (float: CPU
-    seconds of training and workers over epoch_s), and the median over n trials of each name in MEDIANS, in its unit there (float, NaN
-    where not measured: occupancy has no meaning at 0 workers). Blocks without a table 1 are left out.
+    Columns: sweep, block, varied, surroundings (str; the table the row belongs to), num_workers (int), shm_size (str, '64M' or 'node'), n,
+    older (int: trials with these figures, and timed trials that were recorded before there were such figures), device (str), cores (float:
+    CPU seconds of training and workers over epoch_s), machine_cores (float), preparing (float: CPU seconds of workers over epoch_s, for
+    each of the workers that can compute at once; NaN at 0 workers), main_cpu_s (float), and the median over n trials of each name in
+    MEDIANS, in its unit there (float, NaN where not measured: occupancy has no meaning at 0 workers). Blocks without a table 1 are left
+    out.
     """
     return pd.DataFrame([row for group in groups(frame) for row in _rows(group)])
 
 
+def epoch_parts_of(group: Comparable) -> pd.DataFrame:
+    """The rows of one table 2."""
+    return pd.DataFrame(_rows(group))
+
+
 def tables(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
     """Table 2 as text, one beside each table 1 whose trials have these figures."""
-    return [_table(group, rows, markdown) for group in groups(frame) if not (rows := pd.DataFrame(_rows(group))).empty]
+    return [_table(group, rows, markdown) for group in groups(frame) if not (rows := epoch_parts_of(group)).empty]
 
 
 def _rows(group: Comparable) -> Iterator[dict[str, Any]]:
@@ -52,14 +60,16 @@ def _rows(group: Comparable) -> Iterator[dict[str, Any]]:
         size = None if alike[SHM].isna().any() else int(alike[SHM].max())  # the node's own counts as the largest
         trials = alike[alike[SHM].isna() if size is None else alike[SHM] == size]
         yield {
-            "block": group.block,
-            "varied": group.varied,
-            "surroundings": group.surroundings,
+            **group.labels,
             "num_workers": int(workers),
             "shm_size": written(SHM, size),
             "n": len(trials),
             "older": int((with_time[WORKERS] == workers).sum()) - len(alike),
+            "device": trials["device"].iloc[0],
             "cores": _cores(trials).median(),
+            "machine_cores": (machine_cores := float(trials["cores"].iloc[0])),
+            "preparing": (trials["worker_cpu_s"] / trials["epoch_s"]).median() / min(workers, machine_cores) if workers else math.nan,
+            "main_cpu_s": trials["main_cpu_s"].median(),
             **{name: trials[name].median() for name in MEDIANS},
         }
 

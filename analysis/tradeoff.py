@@ -20,6 +20,7 @@ from sweeps.tracking import written
 
 WORKERS, SHM = "loader.num_workers", "loader.shm_size"
 MARK = "†"  # beside a time whose trials lie far apart
+NOT_RUN = "not run yet"
 NOT_MEASURED = "~ Not measured: by its forecast this cell can't change the recommendation."
 TIMED = ("completed", "stopped_early")  # a trial cut short by an overflow may hold an epoch or two; they are no cell of this table
 
@@ -27,13 +28,13 @@ TIMED = ("completed", "stopped_early")  # a trial cut short by an overflow may h
 def epoch_times(frame: pd.DataFrame) -> pd.DataFrame:
     """Table 1 as a tidy frame, a row a cell, from the frame of `runs.sweep_runs`.
 
-    Columns: block, varied, surroundings (str; the table the cell belongs to), shm_size (str, '64M' or 'node'), num_workers (int),
-    trials and n (int: all, and those with a time), median_s, min_s, max_s, fill_s (float: over the n trials' medians of warm epochs),
-    spread (float: (max_s - min_s) / median_s, NaN for n = 1), slower_cores (bool: it is wide, and the slowest trial used as much more CPU
-    time for the same work than the fastest), outcomes (str: how the others ended, '1 of 3 overflowed'), change,
-    change_low, change_high (float: relative to 0 workers, -0.25 for a quarter less, with its 95 % interval; NaN below three pairs),
-    forecast_s (float: of a cell of no trials, which was forecast and never measured; otherwise NaN). Blocks in which neither count nor
-    size varies are left out.
+    Columns: sweep, block, varied, surroundings (str; the table the cell belongs to), shm_size (str, '64M' or 'node'), num_workers (int),
+    trials, n and not_run (int: that ran, those of them with a time, and planned ones without a run), median_s, min_s, max_s, fill_s (float:
+    over the n trials' medians of warm epochs), spread (float: (max_s - min_s) / median_s, NaN for n = 1), slower_cores (bool: it is wide,
+    and the slowest trial used as much more CPU time for the same work than the fastest), outcomes (str: how the others ended, '1 of 3
+    overflowed'), change, change_low, change_high (float: relative to 0 workers, -0.25 for a quarter less, with its 95 % interval; NaN below
+    three pairs), forecast_s (float: of a cell of no trials, which was forecast and never measured; otherwise NaN). Blocks in which neither
+    count nor size varies are left out.
     """
     return pd.DataFrame([row for group in groups(frame) for row in _cells(group)])
 
@@ -57,21 +58,20 @@ def _with_sizes(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _cells(group: Comparable) -> Iterator[dict[str, Any]]:
     for size in sorted(group.values(SHM), key=lambda size: float("inf") if size is None else size):
-        of_size, foreseen = (_of_size(trials, size) for trials in (group.trials, group.forecast_only))
+        of_size, foreseen, missing = (_of_size(trials, size) for trials in (group.trials, group.forecast_only, group.not_run))
         baseline = epoch_seconds(of_size[of_size[WORKERS] == 0])
-        for workers in sorted({*of_size[WORKERS], *foreseen[WORKERS]}):
+        for workers in sorted({*of_size[WORKERS], *foreseen[WORKERS], *missing[WORKERS].dropna()}):
             trials = of_size[of_size[WORKERS] == workers]
             with_time = timed(trials)
             times = with_time.set_index("repeat")["epoch_s"]
             change = paired_change(times, baseline) if workers else None
             yield {
-                "block": group.block,
-                "varied": group.varied,
-                "surroundings": group.surroundings,
+                **group.labels,
                 "shm_size": written(SHM, None if size is None else int(size)),
                 "num_workers": int(workers),
                 "trials": len(trials),
                 "n": len(times),
+                "not_run": int((missing[WORKERS] == workers).sum()),
                 "median_s": times.median(),
                 "min_s": times.min(),
                 "max_s": times.max(),
@@ -82,7 +82,8 @@ def _cells(group: Comparable) -> Iterator[dict[str, Any]]:
                 "change": change.value if change else math.nan,
                 "change_low": change.low if change else math.nan,
                 "change_high": change.high if change else math.nan,
-                **({"forecast_s": math.nan} if len(trials) else _foreseen(foreseen[foreseen[WORKERS] == workers])),
+                "forecast_s": math.nan,
+                **({} if len(trials) else _foreseen(foreseen[foreseen[WORKERS] == workers])),
             }
 
 
@@ -92,6 +93,8 @@ def _of_size(trials: pd.DataFrame, size: int | None) -> pd.DataFrame:
 
 def _foreseen(trials: pd.DataFrame) -> dict[str, Any]:
     """What a cell was forecast to take, none of whose trials was measured; it may be sure to overflow."""
+    if trials.empty:
+        return {}
     overflows = "forecast_fit" in trials and (trials["forecast_fit"] == "overflows").all()
     return {"forecast_s": float(trials["forecast_epoch_s"].median()), "outcomes": "overflows" if overflows else ""}
 
@@ -163,6 +166,8 @@ def _time_columns(cells: pd.DataFrame) -> Columns:
 
 
 def _time_text(cell: Any, digits: int, widest: int) -> str:
+    if not cell.trials and cell.not_run:
+        return NOT_RUN
     if not cell.trials:
         return f"~{cell.outcomes or f'{cell.forecast_s:.{digits}f}'} forecast"
     if not cell.n:
