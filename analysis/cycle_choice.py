@@ -49,8 +49,8 @@ class Advice(NamedTuple):
 def advise(group: Comparable) -> Advice | None:
     """What to choose of a table 4 group. None where fewer than two schedules have completed trials."""
     done = completed(group.trials)
-    of_each = done.groupby([schedule_of(trial) for _, trial in done.iterrows()]) if len(done) else []
-    schedules = [Schedule(lengths, same.set_index("repeat")["ensemble_accuracy"]) for lengths, same in of_each]
+    done = done.assign(lengths=[schedule_of(trial) for _, trial in done.iterrows()])
+    schedules = [Schedule(lengths, same.set_index("repeat")["ensemble_accuracy"]) for lengths, same in done.groupby("lengths")]
     if len(schedules) < 2:
         return None
     best = max(schedules, key=lambda schedule: (schedule.mean, -len(schedule.lengths)))

@@ -39,6 +39,11 @@ def epoch_times(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([row for group in groups(frame) for row in _cells(group)])
 
 
+def epoch_times_of(group: Comparable) -> pd.DataFrame:
+    """The cells of one table 1."""
+    return pd.DataFrame(_cells(group))
+
+
 def tables(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
     """Table 1 as text, one for each block, combination of other parameters and hardware."""
     return [_table(group, markdown) for group in groups(frame)]
@@ -119,7 +124,7 @@ def epoch_seconds(trials: pd.DataFrame) -> pd.Series:
 
 
 def _table(group: Comparable, markdown: bool) -> str:
-    cells = pd.DataFrame(_cells(group))
+    cells = epoch_times_of(group)
     title = heading("Epoch seconds by num_workers and shm_size", cells.iloc[0], markdown)
     notes = ["Median over n trials of their epoch seconds (fastest-slowest trial); warm epochs only."]
     if (cells["spread"] > WIDE).any():
