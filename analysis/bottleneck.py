@@ -60,12 +60,16 @@ def shares(row: Any) -> dict[str, float]:
         computed_s = row.main_cpu_s - (row.step_s if row.device == "cpu" else 0.0)
         loading = "preparation" if computed_s >= HALF * waited_s else "reads"
         found = {"accelerator": row.step_s, loading: waited_s}
-        return {} if math.isnan(computed_s + waited_s) else {name: seconds / row.epoch_s for name, seconds in found.items()}
+        return (
+            {}
+            if math.isnan(computed_s + waited_s + row.machine_cores)
+            else {name: seconds / row.epoch_s for name, seconds in found.items()}
+        )
     computing = row.preparing if row.device == "cpu" else max(row.preparing, row.cores / row.machine_cores)
     found = {"accelerator": row.step_s / row.epoch_s, "preparation": computing, "starting": (row.start_s + row.fill_s) / row.epoch_s}
     if row.wait_s / row.epoch_s > computing:
         found["reads"] = row.wait_s / row.epoch_s
-    return {} if any(map(math.isnan, found.values())) else found
+    return {} if any(map(math.isnan, (*found.values(), row.machine_cores))) else found
 
 
 def words(found: Bound, who: str) -> str:

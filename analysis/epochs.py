@@ -54,24 +54,39 @@ def tables(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
 
 
 def _rows(group: Comparable) -> Iterator[dict[str, Any]]:
-    with_time = timed(group.trials)
-    told = with_time[with_time[list(SPANS)].notna().all(axis=1)]
+    told, with_time = _told(group.trials), timed(group.trials)
     for workers, alike in told.groupby(WORKERS):
         size = None if alike[SHM].isna().any() else int(alike[SHM].max())  # the node's own counts as the largest
-        trials = alike[alike[SHM].isna() if size is None else alike[SHM] == size]
         yield {
             **group.labels,
             "num_workers": int(workers),
             "shm_size": written(SHM, size),
-            "n": len(trials),
+            **parts(alike[alike[SHM].isna() if size is None else alike[SHM] == size]),
             "older": int((with_time[WORKERS] == workers).sum()) - len(alike),
-            "device": trials["device"].iloc[0],
-            "cores": _cores(trials).median(),
-            "machine_cores": (machine_cores := float(trials["cores"].iloc[0])),
-            "preparing": (trials["worker_cpu_s"] / trials["epoch_s"]).median() / min(workers, machine_cores) if workers else math.nan,
-            "main_cpu_s": trials["main_cpu_s"].median(),
-            **{name: trials[name].median() for name in MEDIANS},
         }
+
+
+def _told(trials: pd.DataFrame) -> pd.DataFrame:
+    """The timed trials that have these figures."""
+    with_time = timed(trials)
+    return with_time[with_time[list(SPANS)].notna().all(axis=1)]
+
+
+def parts(trials: pd.DataFrame) -> dict[str, Any]:
+    """Where the epochs of trials of one number of workers go; the columns are those of `epoch_parts`."""
+    trials = _told(trials)
+    if trials.empty:
+        return {"n": 0}
+    workers, machine_cores = int(trials[WORKERS].iloc[0]), float(pd.to_numeric(trials["cores"]).iloc[0])
+    return {
+        "n": len(trials),
+        "device": trials["device"].iloc[0],
+        "cores": _cores(trials).median(),
+        "machine_cores": machine_cores,
+        "preparing": (trials["worker_cpu_s"] / trials["epoch_s"]).median() / min(workers, machine_cores) if workers else math.nan,
+        "main_cpu_s": trials["main_cpu_s"].median(),
+        **{name: trials[name].median() for name in MEDIANS},
+    }
 
 
 def _cores(trials: pd.DataFrame) -> pd.Series:
@@ -84,16 +99,25 @@ def _table(group: Comparable, rows: pd.DataFrame, markdown: bool) -> str:
     size = f" at shm {_usual(rows)}" if group.trials[SHM].nunique(dropna=False) > 1 else ""
     title = heading(f"Where an epoch goes{size}", rows.iloc[0], markdown)
     digits = decimals(rows["epoch_s"].min())
+    caption = CAPTION.format(trials=_counts(rows))
+    notes = [caption if markdown else textwrap.fill(caption, WIDTH), *_sizes(rows), *_shipped(group), *_sums(rows, digits), *_older(rows)]
+    return "\n".join([title, *drawn(rows, "workers", [str(count) for count in rows["num_workers"]], markdown), *notes])
+
+
+def drawn(rows: pd.DataFrame, of: str, labels: Sequence[str], markdown: bool) -> list[str]:
+    """The two axes of these rows beside each other, or below where the terminal is too narrow, each row under its label."""
+    digits = decimals(rows["epoch_s"].min())
     axes = {"host": (HOST, _host), "accelerator": (ACCELERATOR, _accelerator)}
 
     def draw(names: Sequence[str]) -> str:
-        headers = ["workers", *(header for name in names for header in axes[name][0])]
-        texts = [[str(row.num_workers), *(text for name in names for text in axes[name][1](row, digits))] for row in rows.itertuples()]
+        headers = [of, *(header for name in names for header in axes[name][0])]
+        texts = [
+            [label, *(text for name in names for text in axes[name][1](row, digits))]
+            for label, row in zip(labels, rows.itertuples(), strict=True)
+        ]
         return grid(headers, texts, ["right"] * len(headers), markdown)
 
-    caption = CAPTION.format(trials=_counts(rows))
-    notes = [caption if markdown else textwrap.fill(caption, WIDTH), *_sizes(rows), *_shipped(group), *_sums(rows, digits), *_older(rows)]
-    return "\n".join([title, *spread(list(axes), draw, markdown), *notes])
+    return spread(list(axes), draw, markdown)
 
 
 def _host(row: Any, digits: int) -> list[str]:

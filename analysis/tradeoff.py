@@ -67,29 +67,39 @@ def _cells(group: Comparable) -> Iterator[dict[str, Any]]:
         baseline = epoch_seconds(of_size[of_size[WORKERS] == 0])
         for workers in sorted({*of_size[WORKERS], *foreseen[WORKERS], *missing[WORKERS].dropna()}):
             trials = of_size[of_size[WORKERS] == workers]
-            with_time = timed(trials)
-            times = with_time.set_index("repeat")["epoch_s"]
-            change = paired_change(times, baseline) if workers else None
+            change = paired_change(epoch_seconds(trials), baseline) if workers else None
             yield {
                 **group.labels,
                 "shm_size": written(SHM, None if size is None else int(size)),
                 "num_workers": int(workers),
-                "trials": len(trials),
-                "n": len(times),
+                **cell_figures(trials),
                 "not_run": int((missing[WORKERS] == workers).sum()),
-                "median_s": times.median(),
-                "min_s": times.min(),
-                "max_s": times.max(),
-                "fill_s": with_time["fill_s"].median(),
-                "spread": relative_spread(times),
-                "slower_cores": _slower_cores(with_time),
-                "outcomes": outcome_words(trials.loc[~trials.index.isin(with_time.index), "outcome"], len(trials)),
-                "change": change.value if change else math.nan,
-                "change_low": change.low if change else math.nan,
-                "change_high": change.high if change else math.nan,
+                **change_figures(change),
                 "forecast_s": math.nan,
                 **({} if len(trials) else _foreseen(foreseen[foreseen[WORKERS] == workers])),
             }
+
+
+def cell_figures(trials: pd.DataFrame) -> dict[str, Any]:
+    """What trials of one cell have in common; the columns are those of `epoch_times`."""
+    with_time = timed(trials)
+    times = with_time["epoch_s"]
+    return {
+        "trials": len(trials),
+        "n": len(times),
+        "median_s": times.median(),
+        "min_s": times.min(),
+        "max_s": times.max(),
+        "fill_s": with_time["fill_s"].median(),
+        "spread": relative_spread(times),
+        "slower_cores": _slower_cores(with_time),
+        "outcomes": outcome_words(trials.loc[~trials.index.isin(with_time.index), "outcome"], len(trials)),
+    }
+
+
+def change_figures(change: Interval | None) -> dict[str, float]:
+    value, low, high = change or (math.nan,) * 3
+    return {"change": value, "change_low": low, "change_high": high}
 
 
 def _of_size(trials: pd.DataFrame, size: int | None) -> pd.DataFrame:
@@ -129,14 +139,14 @@ def _table(group: Comparable, markdown: bool) -> str:
     notes = ["Median over n trials of their epoch seconds (fastest-slowest trial); warm epochs only."]
     if (cells["spread"] > WIDE).any():
         notes.append(f"{MARK} Fastest and slowest trial lie more than {100 * WIDE:.0f} % of the median apart.")
-        notes += _why_wide(cells)
+        notes += why_wide(cells)
     if cells["forecast_s"].notna().any():
         notes.append(NOT_MEASURED)
     notes += disturbance_lines(group.trials, markdown)
     return "\n".join([title, *_spread(_time_columns(cells), markdown), *notes, "", *_changes(cells, markdown)])
 
 
-def _why_wide(cells: pd.DataFrame) -> list[str]:
+def why_wide(cells: pd.DataFrame) -> list[str]:
     """In how many of the wide cells the cores are the reason."""
     wide, slower = (cells["spread"] > WIDE).sum(), cells["slower_cores"].sum()
     of = f"{slower} of {wide} such cell{'' if wide == 1 else 's'}"
@@ -165,12 +175,13 @@ def _time_columns(cells: pd.DataFrame) -> Columns:
     widest = len(f"{cells['median_s'].max():.{digits}f}")
     columns: Columns = {}
     for cell in cells.itertuples():
-        texts = (_time_text(cell, digits, widest), str(cell.n) if cell.trials else "")
+        texts = (time_text(cell, digits, widest), str(cell.n) if cell.trials else "")
         columns.setdefault(f"shm {cell.shm_size}", {})[cell.num_workers] = texts
     return columns
 
 
-def _time_text(cell: Any, digits: int, widest: int) -> str:
+def time_text(cell: Any, digits: int, widest: int) -> str:
+    """'1.55 (1.51-1.61)', '41.2 s, 1 of 3 overflowed', '3 of 3 overflowed': a row of `epoch_times`."""
     if not cell.trials and cell.not_run:
         return NOT_RUN
     if not cell.trials:
@@ -186,11 +197,12 @@ def _time_text(cell: Any, digits: int, widest: int) -> str:
 def _change_columns(cells: pd.DataFrame) -> Columns:
     columns: Columns = {}
     for cell in cells.itertuples():
-        columns.setdefault(f"shm {cell.shm_size}", {})[cell.num_workers] = (_change_text(cell),)
+        columns.setdefault(f"shm {cell.shm_size}", {})[cell.num_workers] = (change_text(cell),)
     return columns
 
 
-def _change_text(cell: Any) -> str:
+def change_text(cell: Any) -> str:
+    """'-56% (-67% to -41%)', and whether that tells the two apart: a row of `epoch_times`."""
     if not cell.n:
         return "-"
     if not (change := _change(cell)):

@@ -94,7 +94,7 @@ def plant_of_workers(tracking: Tracking, parent: str, swept: dict[str, Any], rep
 def plant_of_cycles(tracking: Tracking, parent: str, cycle_epochs: int, repeat: int, records: bool) -> None:
     """Eight epochs whose losses fall, and a snapshot at each cycle's end."""
     ensemble, members = ENSEMBLES[cycle_epochs][repeat - 1], 8 // cycle_epochs
-    alone = [ensemble - 0.02 - 0.05 * (members - 1 - cycle) for cycle in range(members)]
+    alone = [ensemble - 0.02 - 0.05 * (members - 1 - cycle) for cycle in range(members)] if members > 1 else [ensemble]
     summary = {"accuracy": alone[-1], "best_snapshot_accuracy": max(alone), "ensemble_accuracy": ensemble, "train_s": 80.0 + repeat}
     run = plant_trial(tracking, parent, {"sgdr.cycle_epochs": cycle_epochs}, repeat, block="cycles", tags=CPU, epoch_s=10.0, **summary)
     for epoch in range(8):
