@@ -90,13 +90,14 @@ def dry_run(config: SweepConfig) -> int:
 def launch(config: SweepConfig, text: str, test: bool) -> int:
     """Runs a checked sweep to its tables; returns the exit code. `text`: the YAML, kept with the runs."""
     # Imported here: a faulty file is answered in a second, without MLflow
+    from analysis.report import report
     from analysis.tables import rebuild_command, render
     from sweeps import holdout, sweep
     from sweeps.preflight import PreflightError
     from sweeps.runner import RayEnded
 
     where = config.name, config.tracking.uri, config.tracking.experiment
-    status, tables = "KILLED", None
+    status, tables, page = "KILLED", None, None
     try:
         with sweep.opened(config, text, rebuild_command(*where), print) as opened:
             try:
@@ -106,12 +107,13 @@ def launch(config: SweepConfig, text: str, test: bool) -> int:
                 failed = sweep.run(opened, print)
                 status, tables = "FAILED" if failed else "FINISHED", render(*where, markdown=True)
                 print("\n" + render(*where))
+                page = report(*where)
                 if test and failed:
                     print("--test waits until every trial is settled: the best ensemble may be among those that failed.")
                 elif test:
                     holdout.read(opened, print)
             finally:
-                opened.tracking.finish_sweep(opened.parent, status, tables)
+                opened.tracking.finish_sweep(opened.parent, status, tables, page)
     except PreflightError as problem:
         print(problem, file=sys.stderr)
         return 3

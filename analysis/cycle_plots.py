@@ -32,7 +32,7 @@ def training_course(frame: pd.DataFrame) -> Figure:
         raise LookupError(NOTHING)
     chosen = _of_frame(frame, pd.DataFrame(trials))
     epochs, snapshots = epoch_rows(chosen, COURSE), snapshot_rows(chosen)
-    figure = Figure(figsize=(max(WIDTH_IN, 2.6 * len(trials)), 6.0), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(max(WIDTH_IN, 2.4 * len(trials) + 1.5), 6.0), dpi=DPI, layout="constrained")
     grid = figure.subplots(3, len(trials), squeeze=False, sharex="col", sharey="row")
     for column, trial in zip(grid.T, trials, strict=True):
         of_trial = [rows[rows["run_id"] == trial["run_id"]] for rows in (epochs, snapshots)]
@@ -61,7 +61,7 @@ def snapshot_disagreement(frame: pd.DataFrame) -> Figure:
     found = [(group, schedule, pairs) for group in groups(frame) for schedule, pairs in _pairs(frame, group)][:MOST_COLUMNS]
     if not found:
         raise LookupError("no trial of these has recorded how its snapshots disagree")
-    figure = Figure(figsize=(max(WIDTH_IN, 3.2 * len(found)), 4.0), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(max(5.5, 2.8 * len(found) + 1.0), 3.8), dpi=DPI, layout="constrained")
     most = max(float(np.nanmax(pairs)) for *_, pairs in found)
     every = figure.subplots(1, len(found), squeeze=False)[0]
     for axes, (_, schedule, pairs) in zip(every, found, strict=True):
@@ -92,7 +92,7 @@ def _of_frame(frame: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _headed(figure: Figure, seen: str, of: str) -> None:
-    figure.suptitle(f"{textwrap.fill(seen, 90)}\n{of}", x=0.01, ha="left", fontsize=11)
+    figure.suptitle(f"{textwrap.fill(seen, 60)}\n{of}", x=0.01, ha="left", fontsize=11)
 
 
 def _name(schedule: Sequence[int]) -> str:

@@ -39,27 +39,29 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.3rem; margin-top: 2.5rem; border-top
 h3 { font-size: 1.05rem; }
 .choice { border-left: 4px solid #0072B2; background: #f3f7fa; padding: .1rem 1rem; }
 .table { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .87rem; }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; } th { border-bottom-color: #888; }
+th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; white-space: nowrap; }
+th { border-bottom-color: #888; } .words td { white-space: normal; }
 img { max-width: 100%; height: auto; display: block; margin: 1rem 0; }
 pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .8rem; } code { overflow-wrap: anywhere; }
 @media print {
-  body { font-size: 10pt; max-width: none; padding: 0; } table { font-size: 6.5pt; } th, td { padding: .1rem .25rem; }
+  body { font-size: 10pt; max-width: none; padding: 0; } table { font-size: 6.5pt; } th, td { padding: .1rem .25rem; white-space: normal; }
   pre { white-space: pre-wrap; } img, tr, .choice { break-inside: avoid; } h1, h2, h3 { break-after: avoid; }
 }
 """
 
 
 def report(
-    names: Sequence[str], uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT, filters: Sequence[str] = ()
+    name: str | Sequence[str], uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT, filters: Sequence[str] = ()
 ) -> str:  # fmt: skip
     """The HTML of one sweep or of several, of the trials that `filters` leave (filters.py). LookupError: no such sweep, or none is left."""
+    names = [name] if isinstance(name, str) else name
     frame = matching(joined_runs(names, uri, experiment), filters)
     title = f"Sweep {frame.attrs['sweep']}"
     flags = [*names[1:], *(f"--where {text}" for text in filters), "--out report"]
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         _choice(frame),
-        _marked(head(frame, markdown=True).partition("\n")[2]),
+        _marked(head(frame, markdown=True).removeprefix("## ")),
         *(part for block, trials in frame.groupby("block", sort=False) for part in _block(str(block), trials)),
         "<h2>What was disturbed</h2>",
         _disturbed(frame),
@@ -164,4 +166,4 @@ def _said(value: Any) -> str:
 def _table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows]
     top = "".join(f"<th>{html.escape(header)}</th>" for header in headers)
-    return f'<div class="table"><table><tr>{top}</tr>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+    return f'<div class="table words"><table><tr>{top}</tr>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'

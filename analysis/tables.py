@@ -1,4 +1,4 @@
-"""All tables of a sweep, from the tracker alone: as text, which launch.py prints at the end and `python -m analysis NAME` again, and as CSV."""
+"""All tables of a sweep from the tracker alone, as text, which launch.py prints and `python -m analysis NAME` prints again, and as CSV."""
 
 import shlex
 from collections.abc import Callable, Sequence
