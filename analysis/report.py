@@ -44,8 +44,8 @@ th { border-bottom-color: #888; } .words td { white-space: normal; }
 img { max-width: 100%; height: auto; display: block; margin: 1rem 0; }
 pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .8rem; } code { overflow-wrap: anywhere; }
 @media print {
-  body { font-size: 10pt; max-width: none; padding: 0; } table { font-size: 6.5pt; } th, td { padding: .1rem .25rem; white-space: normal; }
-  pre { white-space: pre-wrap; } img, tr, .choice { break-inside: avoid; } h1, h2, h3 { break-after: avoid; }
+  body { font-size: 10pt; max-width: none; padding: 0; } table { font-size: 7pt; } th, td { padding: .1rem .25rem; white-space: normal; }
+  pre { white-space: pre-wrap; } img, .table, .choice { break-inside: avoid; } h1, h2, h3 { break-after: avoid; }
 }
 """
 

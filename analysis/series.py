@@ -9,7 +9,6 @@ records.jsonl of each trial, which `trial_records` fetches.
 import json
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 OF_TRIAL = ("sweep", "block", "run_id", "run_name", "key", "repeat", "outcome")  # columns of `runs.sweep_runs` that every row begins with
 OF_SNAPSHOT = (*(name for name in SERIES if name.startswith("snapshot/")), "time/snapshot_s")
 OF_EPOCH = tuple(name for name in SERIES if name not in OF_SNAPSHOT)
-AT_ONCE = 8  # calls under way
 
 
 def epoch_rows(frame: pd.DataFrame, series: Sequence[str] = OF_EPOCH) -> pd.DataFrame:
@@ -83,11 +81,12 @@ def _by_step(frame: pd.DataFrame, series: Sequence[str], step: str) -> pd.DataFr
     client = connect(frame.attrs["uri"])
     trials = frame.reindex(columns=[*OF_TRIAL, "warmup_epochs"])  # a frame without rows has few columns
     run_ids = trials["run_id"].tolist()
-    asked = [(run_id, name) for run_id in run_ids for name in series]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        histories = pool.map(lambda pair: client.get_metric_history(*pair), asked)
-        values = {(run_id, metric.step, name): metric.value for (run_id, name), history in zip(asked, histories, strict=True)
-                  for metric in history}  # fmt: skip
+    values = {
+        (run_id, metric.step, name): metric.value
+        for run_id in run_ids
+        for name in series
+        for metric in client.get_metric_history(run_id, name)
+    }
     steps: dict[str, set[int]] = {run_id: set() for run_id in run_ids}
     for run_id, at, _ in values:
         steps[run_id].add(at)
