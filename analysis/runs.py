@@ -6,7 +6,9 @@ pooled only where all their parameters and their surroundings are equal but for 
 so that no table has to remember it.
 """
 
+import contextlib
 import difflib
+import gc
 import json
 import tempfile
 from collections import Counter
@@ -59,10 +61,23 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
     there is no such sweep: it lists those there are.
     """
     client, parent = find(name, uri, experiment)
-    attempts = children(client, parent)
+    with _no_collections():
+        attempts = children(client, parent)
     frame = trial_frame(name, attempts, _plan_rows(client, parent) if attempts else [])
     frame.attrs |= {"uri": resolve_uri(uri), "experiment": experiment}
     return frame
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """MLflow makes a hundred objects a run, all of which stay: looking through them again and again for garbage takes most of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def trial_frame(name: str, attempts: "Sequence[Run]", rows_of_plan: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -152,8 +167,8 @@ def comparable(frame: pd.DataFrame, spread: tuple[str, ...]) -> Iterator[Compara
             if idle:
                 group = pd.concat([group, _alike_at_0(trials, first, [*varying, *SURROUNDINGS], idle)]).drop_duplicates("key")
             varied = " ".join(f"{names[column]}={_shown(column, first[column])}" for column in varying)
-            newest = _is_newest(first, trials[_alike(trials, first, varying)])
-            beside = [_beside(rows if newest else rows.iloc[:0], first, varying, idle, spread) for rows in (foreseen, missing)]
+            here = (len(foreseen) or len(missing)) and _is_newest(first, trials[_alike(trials, first, varying)])
+            beside = [_beside(rows if here else rows.iloc[:0], first, varying, idle, spread) for rows in (foreseen, missing)]
             yield Comparable(str(first.get("sweep", "")), str(block), varied, _describe(first), group, *beside)
 
 
