@@ -72,7 +72,7 @@ def test_a_line_a_size_with_its_spread_and_the_forecast_dashed(drawn):
     assert dashed.get_ydata().tolist() == pytest.approx([3.68, 3.02, 1.60, 1.71, 1.96])
     assert sorted(text.get_text() for text in axes.texts if "/" in text.get_text()[:3]) == ["3/3", "3/3"]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    told = ["forecast, in its interval", "recommended", "of so many trials: overflowed", "fastest to slowest trial"]
+    told = ["forecast, in its interval", "recommended", "how many of how many overflowed", "fastest to slowest trial"]
     assert labels == ["shm 64M", "shm 1G", *told]
     assert axes.get_ylim()[0] == 0
 
