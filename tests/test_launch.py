@@ -183,6 +183,15 @@ def test_the_tables_are_rebuilt_from_the_tracker_alone(launched) -> None:
     assert cells(again.stdout, title) == cells(done.stdout, title)
 
 
+def test_the_report_is_kept_with_the_sweep_s_run(launched) -> None:
+    folder, _ = launched
+    client = connect(f"sqlite:///{folder}/mlflow.db")
+    (parent,) = client.search_runs([client.get_experiment_by_name("speech").experiment_id], "tags.kind = 'sweep'")
+    page = Path(client.download_artifacts(parent.info.run_id, "report.html", str(folder))).read_text()
+    assert "name: planted" in page
+    assert page.count("<img") >= 5, "both blocks have pictures, of epochs and of snapshots"
+
+
 def test_nothing_is_left_running_or_lying_about(launched) -> None:
     folder, _ = launched
     assert not [process for process in psutil.process_iter() if str(folder) in " ".join(_words(process))]
