@@ -92,6 +92,7 @@ def launch(config: SweepConfig, text: str, test: bool) -> int:
     # Imported here: a faulty file is answered in a second, without MLflow
     from analysis.tables import rebuild_command, render
     from sweeps import holdout, sweep
+    from sweeps.away import TrackerAway, asked
     from sweeps.preflight import PreflightError
     from sweeps.runner import RayEnded
 
@@ -104,18 +105,20 @@ def launch(config: SweepConfig, text: str, test: bool) -> int:
                     holdout.check(opened)
                 print(sweep.heading(opened))
                 failed = sweep.run(opened, print)
-                status, tables = "FAILED" if failed else "FINISHED", render(*where, markdown=True)
-                print("\n" + render(*where))
+                with asked(config.tracking.uri):
+                    status, tables = "FAILED" if failed else "FINISHED", render(*where, markdown=True)
+                    print("\n" + render(*where))
                 if test and failed:
                     print("--test waits until every trial is settled: the best ensemble may be among those that failed.")
                 elif test:
-                    holdout.read(opened, print)
+                    with asked(config.tracking.uri):
+                        holdout.read(opened, print)
             finally:
-                opened.tracking.finish_sweep(opened.parent, status, tables)
+                sweep.finish(opened, status, tables)
     except PreflightError as problem:
         print(problem, file=sys.stderr)
         return 3
-    except RayEnded as problem:
+    except (RayEnded, TrackerAway) as problem:
         print(f"\n{problem}", file=sys.stderr)
         return 1
     return 1 if failed else 0

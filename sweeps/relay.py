@@ -1,7 +1,8 @@
 """One trial from start to end, seen from outside its process tree: records come up the pipe and go to disk, to MLflow and to Ray.
 
 Every record is appended to the trial's records.jsonl before anything else is done with it. Tracking happens here, never in the timed
-process. When the tree has ended the outcome is read from the evidence, and the run closes with its summary and its files.
+process, and through the trial's outbox: a tracker that is away stops nothing. When the tree has ended the outcome is read from the
+evidence, and the run closes with its summary and its files.
 """
 
 import json
@@ -14,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from speech.config import Pinned, Trial
+from sweeps.away import is_away
 from sweeps.disturbance import disturbance
 from sweeps.forecast import Forecast
 from sweeps.hang import modelled_wait_s
 from sweeps.hygiene import settle
 from sweeps.isolation import Record, Task, Template
+from sweeps.outbox import Outbox, deliver, set_aside
 from sweeps.outcome import Outcome, classify
 from sweeps.plan import TrialSpec
+from sweeps.sender import Sender
 from sweeps.shm_fit import ShmFit
 from sweeps.trace import write_trace
-from sweeps.tracking import Tracking
 
 SETUP_TAGS = (
     "device",
@@ -87,20 +90,36 @@ def run_trial(
 ) -> tuple[Outcome, dict[str, float]]:
     """Runs `spec` in a tree of its own and tracks it; returns how it ended and its summary. `report` hears of every epoch."""
     folder = launch.folder / spec.key
+    set_aside(folder)
     shutil.rmtree(folder, ignore_errors=True)  # what an earlier attempt left; its run has its files
     folder.mkdir(parents=True)
-    tracking, fit = Tracking(launch.tracking_uri, launch.experiment), launch.fits[spec.key]
-    found = settle(SETTLE_S) if launch.exclusive else None
+    with Sender(Outbox.new(folder, launch.tracking_uri, launch.experiment)) as sender:
+        outcome, summary = _run_tracked(template, spec, launch, folder, sender, report)
+        sent = sender.flush()
+    if sent:
+        shutil.rmtree(folder)
+        deliver(launch.folder)  # the tracker is there: between trials is the time for what waits of earlier ones
+    else:
+        set_aside(folder)
+    return outcome, summary
+
+
+def _run_tracked(
+    template: Template, spec: TrialSpec, launch: Launch, folder: Path, sender: Sender, report: Callable[[dict[str, Any]], None]
+) -> tuple[Outcome, dict[str, float]]:
+    """Runs `spec` and puts all there is to tell of it into the outbox."""
+    fit, found = launch.fits[spec.key], settle(SETTLE_S) if launch.exclusive else None
     config = spec.config.model_dump(mode="json")
-    run_id = tracking.start_trial(
+    sender.outbox.start(
         launch.parent, key=spec.key, block=spec.block, repeat=spec.repeat, seed=spec.seed, swept=spec.swept, config=config,
         tags=launch.provenance
         | {"node": platform.node(), "warmup_epochs": spec.warmup_epochs, "forecast_fit": fit.verdict, "node_before": found},
     )  # fmt: skip
-    tracking.log_summary(run_id, fit.metrics())
+    sender.put("log_summary", metrics=fit.metrics())
     if foreseen := launch.forecasts.get(spec.key):
-        tracking.log_summary(run_id, foreseen.metrics())
-    heard = _listen(template, spec, launch, folder, tracking, run_id, report)
+        sender.put("log_summary", metrics=foreseen.metrics())
+    sender.flush()  # what can be sent before the clock runs is sent before
+    heard = _listen(template, spec, launch, folder, sender, report)
     outcome = classify(heard.error, heard.ending, heard.summary is not None, _log(folder), launch.sure_to_fit(spec))
     summary = dict(heard.summary or {})
     if heard.ending.get("shm_peak_bytes") is not None:
@@ -108,9 +127,8 @@ def run_trial(
     tags = {name: heard.setup.get(name) for name in SETUP_TAGS} | {name: heard.ending.get(name) for name in ENDING_TAGS}
     if launch.exclusive:  # otherwise the trials beside it are what disturbs it, and it is as it should be
         tags["disturbed"] = disturbance(summary, heard.epochs)
-    files = _files(folder, heard) | _kept_snapshots(folder, heard, launch, tracking, spec.block)
-    tracking.finish_trial(run_id, outcome.name, outcome.evidence, summary, tags, files)
-    shutil.rmtree(folder)
+    files = _files(folder, heard) | _kept_snapshots(folder, heard, launch, sender, spec.block)
+    sender.outbox.finish(outcome.name, outcome.evidence, summary, tags, files)
     return outcome, summary
 
 
@@ -119,8 +137,7 @@ def _listen(
     spec: TrialSpec,
     launch: Launch,
     folder: Path,
-    tracking: Tracking,
-    run_id: str,
+    sender: Sender,
     report: Callable[[dict[str, Any]], None],
 ) -> _Heard:
     """Passes every record on until the tree has ended."""
@@ -139,11 +156,11 @@ def _listen(
                     heard.setup = record
                 case "epoch":
                     heard.epochs.append({"warmup": record["warmup"], "metrics": record["metrics"]})
-                    tracking.log_epoch(run_id, record["epoch"], record["metrics"])
+                    sender.put("log_epoch", epoch=record["epoch"], metrics=record["metrics"])
                     report({"epoch": record["epoch"]} | record["metrics"])
                 case "snapshot":
                     heard.snapshots.append(record)
-                    tracking.log_snapshot(run_id, record["cycle"], record["metrics"])
+                    sender.put("log_snapshot", cycle=record["cycle"], metrics=record["metrics"])
                 case "end":
                     heard.summary, heard.confusion = record["summary"], record.get("confusion")
                 case "error":
@@ -188,13 +205,25 @@ def _log(folder: Path) -> str:
         return f"{first.decode(errors='replace')}\n... {size - LOG_BYTES:,} bytes left out ...\n{file.read().decode(errors='replace')}"
 
 
-def _kept_snapshots(folder: Path, heard: _Heard, launch: Launch, tracking: Tracking, block: str) -> dict[str, Path]:
+def _kept_snapshots(folder: Path, heard: _Heard, launch: Launch, sender: Sender, block: str) -> dict[str, Path]:
     """`best` keeps each trial's best snapshot, and all members of the best ensemble of the block so far, which --test will read."""
     if heard.summary is None or not heard.snapshots or launch.keep == "none":
         return {}
     kept = heard.snapshots
     if launch.keep == "best":
-        record = tracking.best_ensemble_so_far(launch.parent, block, launch.planned)
+        record = _best_so_far(sender, launch, block)
         if record is not None and heard.summary["ensemble_accuracy"] <= record:
             kept = [max(kept, key=lambda snapshot: snapshot["metrics"]["snapshot/accuracy"])]
     return {f"snapshots/{snapshot['file']}": folder / snapshot["file"] for snapshot in kept}
+
+
+def _best_so_far(sender: Sender, launch: Launch, block: str) -> float | None:
+    """None also while the tracker is away: rather a snapshot too many than one that --test will miss."""
+    if not sender.flush() or sender.tracking is None:
+        return None
+    try:
+        return sender.tracking.best_ensemble_so_far(launch.parent, block, launch.planned)
+    except Exception as error:
+        if not is_away(error):
+            raise
+        return None

@@ -4,6 +4,7 @@ A trial that is settled in the tracker is not run again, so launching a file aga
 printed here but through `say`, a line at a time.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -20,7 +21,8 @@ from typing import Any
 
 from speech.config import Pinned, cache_dir
 from speech.cpu import cpu_model
-from sweeps import calibration, preflight, runner
+from sweeps import calibration, outbox, preflight, runner
+from sweeps.away import TrackerAway, asked, is_away, reason
 from sweeps.config import SweepConfig
 from sweeps.disturbance import is_timing
 from sweeps.isolation import Template
@@ -32,6 +34,7 @@ from sweeps.shm_fit import counted
 from sweeps.tracking import Tracking, run_name
 
 WORK_FOLDER = Path(".sweeps")  # what is under way; a trial's folder goes when MLflow has its files
+AWAY_S = 20.0  # how long the end of a sweep waits for a tracker that is away, when records wait for it
 VERSIONS = ("torch", "torchvision", "torchaudio", "ray", "mlflow")
 
 
@@ -64,23 +67,29 @@ def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[S
 
     `text`: the YAML; `rebuild`: the command that prints its tables again.
     """
-    tracking = _tracking(config)
     folder = (WORK_FOLDER / config.name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    tracking = _tracking(config)
     with _held(lock_file(tracking.uri, config)), _template() as template:
+        if unsent := outbox.deliver(folder):
+            raise PreflightError(outbox.told(unsent))
         node = preflight.survey(template, config, folder / "preflight.log")
         made = outlook(config, say)
         trials = made.plan.trials
         request(config, node, trials)  # what the node can't give is known before anything is prepared
         preflight.check_sizes(config, [trial.config for trial in trials])
         preflight.prepare(template, [trial.config for trial in trials], folder / "preflight.log", say)
-        parent = tracking.start_sweep(config.name, text, made.rows(), rebuild)
-        tracking.close_orphans(parent, folder)
-        sweep = Sweep(config, tracking, parent, made, settled_for_good(tracking, parent, trials), folder, node, template)
+        with reached(config):
+            parent = tracking.start_sweep(config.name, text, made.rows(), rebuild)
+            tracking.close_orphans(parent, folder)
+            settled = settled_for_good(tracking, parent, trials)
+        sweep = Sweep(config, tracking, parent, made, settled, folder, node, template)
         try:
             _foresee(sweep, say)
-        except BaseException:
-            tracking.finish_sweep(parent, "KILLED")
+        except BaseException as error:
+            finish(sweep, "KILLED")
+            if isinstance(error, Exception) and is_away(error):
+                raise _unusable(config, error) from error
             raise
         yield sweep
 
@@ -118,12 +127,17 @@ def heading(sweep: Sweep) -> str:
 
 
 def run(sweep: Sweep, say: Say) -> list[TrialSpec]:
-    """Runs what is left of the sweep, disturbed trials once more; returns those that are not settled after it."""
+    """Runs what is left of the sweep, disturbed trials once more; returns those that are not settled after it.
+
+    Raises TrackerAway where trials have ended and the tracker does not know it yet."""
     _run_left(sweep, say)
-    if again := sweep.tracking.disturbed_once(sweep.parent) & {trial.key for trial in sweep.left}:
+    with asked(sweep.tracking.uri):
+        again = sweep.tracking.disturbed_once(sweep.parent) & {trial.key for trial in sweep.left}
+    if again:
         say(f"{len(again)} disturbed from outside: once more")
         _run_left(sweep, say, again)
-    sweep.settled = sweep.tracking.settled_keys(sweep.parent)  # a trial that was disturbed is settled all the same
+    with asked(sweep.tracking.uri):
+        sweep.settled = sweep.tracking.settled_keys(sweep.parent)  # a trial that was disturbed is settled all the same
     return sweep.left
 
 
@@ -133,9 +147,27 @@ def _run_left(sweep: Sweep, say: Say, only: Collection[str] | None = None) -> No
         launch = _launch(sweep)
         try:
             runner.run(left, launch, sweep.node, request(sweep.config, sweep.node, left), _counter(sweep, left, say))
-        finally:
-            sweep.tracking.close_orphans(sweep.parent, sweep.folder)
-        sweep.settled = settled_for_good(sweep.tracking, sweep.parent, sweep.plan.trials)
+        except BaseException:
+            with contextlib.suppress(TrackerAway):  # what went wrong is told; records wait for the next launch
+                _settle_up(sweep)
+            raise
+        _settle_up(sweep, AWAY_S)
+        with asked(sweep.tracking.uri):
+            sweep.settled = settled_for_good(sweep.tracking, sweep.parent, sweep.plan.trials)
+
+
+def _settle_up(sweep: Sweep, patience_s: float = 0.0) -> None:
+    """Sends what waits, and then closes what a relay that died has left open. Raises TrackerAway, having closed nothing."""
+    if unsent := outbox.deliver(sweep.folder, patience_s):
+        raise TrackerAway(outbox.told(unsent))
+    with asked(sweep.tracking.uri):
+        sweep.tracking.close_orphans(sweep.parent, sweep.folder)
+
+
+def finish(sweep: Sweep, status: str, tables: str | None = None) -> None:
+    """Closes the sweep's run, as Tracking.finish_sweep. While the tracker is away it stays open: the next launch goes on with it."""
+    with contextlib.suppress(TrackerAway), asked(sweep.tracking.uri):
+        sweep.tracking.finish_sweep(sweep.parent, status, tables)
 
 
 def _launch(sweep: Sweep) -> Launch:
@@ -207,7 +239,8 @@ def _counter(sweep: Sweep, left: list[TrialSpec], say: Say) -> Callable[[TrialSp
         nonlocal ended
         ended += 1
         name = run_name(spec.block, spec.swept, spec.repeat)
-        say(f"{ended:>{len(str(total))}}/{total}  {name:<{width}}  {_told(result)}")
+        waits = "; its records wait for the tracker" if outbox.waits(sweep.folder, spec.key) else ""
+        say(f"{ended:>{len(str(total))}}/{total}  {name:<{width}}  {_told(result)}{waits}")
 
     return settled
 
@@ -240,14 +273,19 @@ def _tracking(config: SweepConfig) -> Tracking:
         return Tracking(config.tracking.uri, config.tracking.experiment)
 
 
+def _unusable(config: SweepConfig, error: Exception) -> PreflightError:
+    waiting = outbox.left_in(WORK_FOLDER / config.name)
+    kept = f"\nWhat earlier trials have recorded waits in {WORK_FOLDER / config.name}, and is sent by the next launch." if waiting else ""
+    return PreflightError(f"tracking.uri {config.tracking.uri} can't be used: {reason(error)}{kept}")
+
+
 @contextmanager
 def reached(config: SweepConfig) -> Iterator[None]:
     """Whatever goes wrong with the tracker in this block is a PreflightError that names it."""
     try:
         yield
     except Exception as error:  # MLflow and its database drivers raise types of their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PreflightError(f"tracking.uri {config.tracking.uri} can't be used: {reason}") from error
+        raise _unusable(config, error) from error
 
 
 @contextmanager

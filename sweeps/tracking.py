@@ -5,6 +5,9 @@ logged under which name, and in which unit, stands in metrics.py; other names ar
 
 `Tracking` speaks to MLflow by explicit run ids and never through the active run of `mlflow.start_run`, so the driver and the Ray
 actors can write at the same time, each with a `Tracking` of its own. MLflow is imported when one is made: two seconds.
+
+What a trial writes may be written twice and is there once, as its outbox (sweeps/outbox.py) needs it: a run is known by its attempt, and
+a figure by the time `at` which it was measured, in milliseconds since 1970.
 """
 
 import json
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speech.config import format_size
+from sweeps.away import ONCE, PATIENCE
 from sweeps.metrics import check_name
 
 if TYPE_CHECKING:
@@ -63,8 +67,7 @@ def database_file(uri: str) -> Path | None:
 
 def connect(uri: str) -> "MlflowClient":
     """A client of the tracker at a resolved URI, without telemetry and without MLflow's chatter on stderr."""
-    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ |= {**PATIENCE, **os.environ, **ONCE, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     with warnings.catch_warnings():  # MLflow trips over deprecations of its own dependencies on import and on the first query
         warnings.simplefilter("ignore")
         from mlflow import MlflowClient
@@ -224,30 +227,33 @@ class Tracking:
         swept: Mapping[str, Any],
         config: Mapping[str, Any],
         tags: Mapping[str, Any],
+        attempt: str | None = None,
+        at: int | None = None,
     ) -> str:
         """Opens a trial's run and returns its id. swept: dotted path -> value; config: the resolved parameters, nested, sizes in bytes.
 
-        tags: what is known of its surroundings (device, device_name, node, threads, precision, versions, git_commit ...).
+        tags: what is known of its surroundings (device, device_name, node, threads, precision, versions, git_commit ...). attempt: names
+        this attempt at the trial, of which there is one run; where an earlier call has opened it, that is the one.
         """
-        own = {"kind": "trial", "key": key, "block": block, "repeat": repeat, "swept": dict(swept), PARENT: parent}
+        own = {"kind": "trial", "key": key, "block": block, "repeat": repeat, "swept": dict(swept), PARENT: parent, "attempt": attempt}
         columns = {path: written(path, value) for path, value in swept.items()}
-        run = self.client.create_run(
-            self.experiment_id, tags=_texts({**tags, **columns, **own}, "tag"), run_name=run_name(block, swept, repeat)
+        run = next(iter(self._of_attempt(attempt)), None) or self.client.create_run(
+            self.experiment_id, start_time=at, tags=_texts({**tags, **columns, **own}, "tag"), run_name=run_name(block, swept, repeat)
         )
         self._log(run.info.run_id, params=_texts({**flatten(config), "seed": seed, "repeat": repeat}, "param"))
         return run.info.run_id
 
-    def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float | None]) -> None:
+    def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float | None], at: int | None = None) -> None:
         """Adds an epoch to the trial's series, in one call. A value that is None was not measured and stays absent."""
-        self._log(run_id, metrics=metrics, step=epoch)
+        self._log(run_id, metrics=metrics, step=epoch, at=at)
 
-    def log_snapshot(self, run_id: str, cycle: int, metrics: Mapping[str, float | None]) -> None:
+    def log_snapshot(self, run_id: str, cycle: int, metrics: Mapping[str, float | None], at: int | None = None) -> None:
         """Adds a cycle's snapshot to the trial's series."""
-        self._log(run_id, metrics=metrics, step=cycle)
+        self._log(run_id, metrics=metrics, step=cycle, at=at)
 
-    def log_summary(self, run_id: str, metrics: Mapping[str, float | None]) -> None:
+    def log_summary(self, run_id: str, metrics: Mapping[str, float | None], at: int | None = None) -> None:
         """Adds figures that a trial has one of: what was foreseen before it runs, what the test split gave after it."""
-        self._log(run_id, metrics=metrics)
+        self._log(run_id, metrics=metrics, at=at)
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Writes what became known of a trial after its start, such as the /dev/shm read back inside it."""
@@ -266,15 +272,37 @@ class Tracking:
 
         artifacts: path in the run, as 'snapshots/cycle-1.pt' -> local file.
         """
+        self.log_ending(run_id, outcome, evidence, summary, tags or {})
+        for place, file in (artifacts or {}).items():
+            self.upload(run_id, place, file)
+        self.close_trial(run_id, outcome)
+
+    def log_ending(
+        self,
+        run_id: str,
+        outcome: str,
+        evidence: str,
+        summary: Mapping[str, float | None],
+        tags: Mapping[str, Any],
+        at: int | None = None,
+    ) -> None:
+        """The first part of `finish_trial`: everything but its files and closing the run."""
         if outcome not in STATUS:
             raise ValueError(f"outcome {outcome!r} is none of {', '.join(STATUS)}")
-        ended = {**(tags or {}), "outcome": outcome, "evidence": evidence}
-        self._log(run_id, metrics=summary, tags=_texts(ended, "tag"))
-        for place, file in (artifacts or {}).items():
-            self._upload(run_id, place, file)
-        self.client.set_terminated(run_id, STATUS[outcome])
+        self._log(run_id, metrics=summary, tags=_texts({**tags, "outcome": outcome, "evidence": evidence}, "tag"), at=at)
 
-    def _upload(self, run_id: str, place: str, file: Path) -> None:
+    def close_trial(self, run_id: str, outcome: str, attempt: str | None = None, at: int | None = None) -> None:
+        """The last part of `finish_trial`. attempt: a second run of it, opened by a request that was given up as lost, is deleted."""
+        for run in self._of_attempt(attempt):
+            if run.info.run_id != run_id:
+                self.client.delete_run(run.info.run_id)
+        self.client.set_terminated(run_id, STATUS[outcome], at)
+
+    def _of_attempt(self, attempt: str | None) -> "list[Run]":
+        return search_all(self.client, self.experiment_id, f"tags.attempt = '{attempt}'") if attempt else []
+
+    def upload(self, run_id: str, place: str, file: Path) -> None:
+        """Makes a local file an artifact of a run: `place` is its path there, as 'snapshots/cycle-1.pt'."""
         folder, _, name = place.rpartition("/")
         with tempfile.TemporaryDirectory() as scratch:  # MLflow names an artifact after the local file
             named = Path(scratch, name)
@@ -288,17 +316,22 @@ class Tracking:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
         step: int = 0,
+        at: int | None = None,
     ) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        now = time.time_ns() // 1_000_000
+        at = at or now_ms()
         values = {check_name(name): value for name, value in (metrics or {}).items() if value is not None}
-        numbers = [Metric(name, _number(value), now, step) for name, value in values.items()]
+        numbers = [Metric(name, _number(value), at, step) for name, value in values.items()]
         settings = [Param(*pair) for pair in (params or {}).items()]
         labels = [RunTag(*pair) for pair in (tags or {}).items()]
         while numbers or settings or labels:  # one call, but for a record beyond MLflow's limits
             self.client.log_batch(run_id, numbers[:1000], settings[:100], labels[:100])
             numbers, settings, labels = numbers[1000:], settings[100:], labels[100:]
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _number(value: float) -> float:
