@@ -44,7 +44,7 @@ def is_away(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         return error.error_code not in REFUSALS
     if isinstance(error, RequestException):  # of uploading an artifact
-        return error.response is None or error.response.status_code not in range(400, 407)
+        return error.response is None or error.response.status_code in (408, 429) or error.response.status_code >= 500
     return isinstance(error, OperationalError) or (isinstance(error, OSError) and error.errno in FULL)
 
 

@@ -234,12 +234,13 @@ def _counter(sweep: Sweep, left: list[TrialSpec], say: Say) -> Callable[[TrialSp
     total = len(sweep.plan.trials) - len(sweep.outlook.foreseen_only)
     ended = total - len(left)
     width = max(len(run_name(t.block, t.swept, t.repeat)) for t in sweep.plan.trials)
+    folder = sweep.folder  # Ray pickles what the function below holds, which can't be the sweep
 
     def settled(spec: TrialSpec, result: dict[str, Any]) -> None:
         nonlocal ended
         ended += 1
         name = run_name(spec.block, spec.swept, spec.repeat)
-        waits = "; its records wait for the tracker" if outbox.waits(sweep.folder, spec.key) else ""
+        waits = "; its records wait for the tracker" if outbox.waits(folder, spec.key) else ""
         say(f"{ended:>{len(str(total))}}/{total}  {name:<{width}}  {_told(result)}{waits}")
 
     return settled

@@ -1,19 +1,24 @@
 """The outbox against a real database: whatever fails and wherever it is killed, each record is there once."""
 
+import contextlib
 import json
 import os
+import signal
 import sqlite3
-import subprocess
-import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
 
+from sweeps.isolation import enter_namespaces
 from sweeps.outbox import Outbox, deliver, left_in, set_aside, told, waits
 from sweeps.sender import Sender
 from sweeps.tracking import Tracking
-from tests.trees import ROOT
+from tests.conftest import tracking_in
+from tests.trees import can_isolate
 
 ABOUT = {"key": "k", "block": "workers", "repeat": 1, "seed": 42, "swept": {"loader.num_workers": 4}, "config": {"sgdr": {"epochs": 3}}}
 
@@ -124,6 +129,18 @@ def test_what_is_sent_twice_is_as_what_is_sent_once(tracking, parent, tmp_path) 
     assert rows(tracking) == once
 
 
+def test_a_second_run_of_an_attempt_is_deleted(tracking, parent, tmp_path) -> None:
+    """As a server leaves it that answers a request which has been given up and sent again."""
+    folder = filled(tmp_path / "work", tracking, parent)
+    outbox = Outbox(folder)
+    outbox.send_next(tracking)
+    twin = tracking.client.create_run(tracking.experiment_id, tags={"attempt": outbox.head["attempt"], "kind": "trial"})
+    outbox.close()
+    drain(folder, tracking)
+    assert {run.info.status for run in tracking.trials(parent)} == {"FINISHED"}
+    assert tracking.client.get_run(twin.info.run_id).info.lifecycle_stage == "deleted"
+
+
 def test_a_line_cut_short_is_dropped_and_the_next_one_is_whole(tracking, parent, tmp_path) -> None:
     folder = filled(tmp_path / "work", tracking, parent, ended=False)
     with (folder / "outbox.jsonl").open("a") as file:
@@ -148,32 +165,92 @@ def test_an_outbox_cut_off_within_its_first_line_is_no_fault(tmp_path, tracking,
 
 
 def test_a_killed_sender_leaves_each_record_once(tracking, parent, tmp_path) -> None:
-    """SIGKILL of a process that sends, again and again, until it gets through."""
+    """SIGKILL of a process that sends, when it has sent an operation, before the mark is written or after."""
     folder = filled(tmp_path / "work", tracking, parent)
-    code = """
-import os, sys
-from pathlib import Path
-from sweeps.outbox import Outbox
-from sweeps.tracking import Tracking
-folder, uri, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-outbox, tracking = Outbox(folder), Tracking(uri, "speech")
-def end(name, code): pass
-if steps % 2:  # killed when it has sent and before the mark is written
-    outbox._marks.write = lambda line: os.kill(os.getpid(), 9)
-while outbox.waiting:
-    outbox.send_next(tracking)
-    steps -= 1
-    if steps <= 0: os.kill(os.getpid(), 9)
-"""
-    killed = 0
-    for steps in (1, 2, 4, 3):
-        command = [sys.executable, "-c", code, str(folder), tracking.uri, str(steps)]
-        killed += subprocess.run(command, cwd=ROOT, check=False).returncode == -9
-    assert killed == 4
+
+    def send(steps: int, marked: bool) -> None:
+        outbox, there = Outbox(folder), Tracking(tracking.uri, "speech")
+        for _ in range(steps - 1):
+            outbox.send_next(there)
+        if not marked:
+            outbox._marks.close()
+            outbox._marks = Killer()
+        outbox.send_next(there)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for steps, marked in ((1, False), (1, True), (3, False), (2, True), (2, False)):
+        assert in_child(send, steps, marked) == -signal.SIGKILL
     drain(folder, tracking)
     found = rows(tracking)
     assert len(found["runs"]) == 1
     assert len(found["metrics"]) == 12
+    assert len(artifacts(tracking)) == 1
+
+
+class Killer:
+    def write(self, line: bytes) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_child(work: Callable[..., None], *arguments: Any) -> int:
+    """Runs it in a fork of this process, which has MLflow already; returns its exit status."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work(*arguments)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
+def test_a_disk_that_is_full_keeps_nobody_and_what_waited_is_sent_when_there_is_room(empty_database, tmp_path) -> None:
+    assert in_child(with_a_disk_of_its_own, empty_database, tmp_path) == 0
+
+
+def with_a_disk_of_its_own(*arguments: Path) -> None:
+    enter_namespaces(8 << 20)
+    assert in_child(on_a_small_disk, *arguments) == 0  # which may have threads, other than who entered
+
+
+def on_a_small_disk(empty_database: Path, scratch: Path) -> None:
+    """The database and its artifacts lie on a tmpfs of 8 MiB; a file takes what the database leaves."""
+    disk = Path("/dev/shm/disk")
+    disk.mkdir()
+    tracking = tracking_in(disk, empty_database)
+    parent = tracking.start_sweep("s", "name: s\n", [{"key": "k"}], "")
+    trial = scratch / "work" / "k"
+    trial.mkdir(parents=True)
+    with Sender(Outbox.new(trial, tracking.uri, "speech")) as sender:
+        sender.outbox.start(parent, **ABOUT, tags={})
+        assert sender.flush()
+        fill(disk / "ballast")
+        for epoch in range(500):  # more than the free pages of the database can hold
+            sender.put("log_epoch", epoch=epoch, metrics={"time/epoch_s": 1.0 + epoch, "lr": 0.1})
+        assert not sender.flush()
+        (trial / "records.jsonl").write_text("x" * 100_000)
+        sender.outbox.finish("completed", "why", {"epoch_s": 1.0}, {}, {"records.jsonl": trial / "records.jsonl"})
+        assert not sender.flush()
+    set_aside(trial)
+    (unsent,) = deliver(scratch / "work")
+    assert unsent.away
+    assert "full" in told([unsent])
+    assert rows(tracking)["runs"][0][1] == "RUNNING"
+    (disk / "ballast").unlink()
+    assert deliver(scratch / "work") == []
+    assert [row[1] for row in rows(tracking)["metrics"] if row[0] == "time/epoch_s"] == list(range(500))
+    assert [row[1] for row in rows(tracking)["runs"]] == ["FINISHED"]
+    assert [len(text) for _, text in artifacts(tracking)] == [100_000]
+
+
+def fill(file: Path) -> None:
+    with file.open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while True:
+            ballast.write(b"x" * 4096)
 
 
 def test_an_outbox_is_open_in_one_place_at_a_time(tracking, parent, tmp_path) -> None:
