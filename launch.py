@@ -2,7 +2,7 @@
 
 python launch.py --advise module:make_loader measures a loader of another project instead, and says how many workers it should have.
 
-Exit codes: 0 every trial settled; 1 some trial failed; 2 faults in the YAML, or in what --advise was given; 3 preflight, or another
+Exit codes: 0 every trial settled; 1 some trial failed, or the tracker does not know it yet; 2 faults in the YAML, or in what --advise was given; 3 preflight, or another
 launch holds the sweep; 130 interrupted.
 """
 

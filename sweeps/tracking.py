@@ -67,7 +67,9 @@ def database_file(uri: str) -> Path | None:
 
 def connect(uri: str) -> "MlflowClient":
     """A client of the tracker at a resolved URI, without telemetry and without MLflow's chatter on stderr."""
-    os.environ |= {**PATIENCE, **os.environ, **ONCE, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"} | ONCE
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     with warnings.catch_warnings():  # MLflow trips over deprecations of its own dependencies on import and on the first query
         warnings.simplefilter("ignore")
         from mlflow import MlflowClient

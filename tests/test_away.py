@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -18,7 +20,7 @@ from sweeps.isolation import Template
 from sweeps.outbox import deliver, left_in, told, waits
 from sweeps.relay import Launch, run_trial
 from sweeps.shm_fit import fit
-from sweeps.tracking import Tracking
+from sweeps.tracking import Tracking, connect, search_all
 from tests.servers import Server
 from tests.test_relay import launch_of, spec_of
 from tests.trees import ROOT, can_isolate
@@ -171,3 +173,63 @@ def test_a_reason_is_one_short_line() -> None:
         "(sqlite3.OperationalError) database or disk is full"
     )
     assert reason(ValueError()) == "ValueError"
+
+
+SWEEP = """
+name: away
+calibrate: false
+warmup_epochs: 0
+repeats: 4
+metric: {{name: shm_peak_bytes, goal: minimize}}    # no time: a disturbance is none of its business
+tracking: {{uri: {uri}}}
+parameters:
+  corpus: {{name: folder, path: {tones}, words: [low, high]}}
+  features: {{n_mels: 16, hop_ms: 25.0}}
+  loader: {{batch_size: 4}}
+  device: {{first_of: [paced], step_s: 0.2}}
+  sgdr: {{epochs: 4}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
+def test_a_sweep_whose_server_goes_away_is_finished_by_the_same_command_and_no_trial_runs_twice(server, tones, tmp_path) -> None:
+    if not server.process:
+        server.start()
+    (tmp_path / "sweep.yaml").write_text(SWEEP.format(uri=server.uri, tones=tones))
+    command = [sys.executable, str(ROOT / "launch.py"), "sweep.yaml"]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout
+    lines = []
+    for line in running.stdout:
+        lines.append(line)
+        if line.startswith("1/4"):
+            server.stop(signal.SIGKILL)
+    errors = running.stderr.read() if running.stderr else ""
+    assert running.wait() == 1
+    assert "Traceback" not in errors
+    assert len([line for line in lines if "its records wait for the tracker" in line]) == 3
+    assert "The records of 3 trials wait in .sweeps/away/unsent" in errors
+    assert "Connection refused" in errors
+    assert "Sweep away" not in "".join(lines)  # no half table
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 3
+    assert "What earlier trials have recorded waits in .sweeps/away" in again.stderr
+    server.start()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "4 trials, 4 settled, 0 to run" in done.stdout
+    assert "4 completed" in done.stdout
+    assert [path.name for path in (tmp_path / ".sweeps/away").iterdir()] == ["preflight.log"]
+    client = connect(server.uri)
+    experiment = client.get_experiment_by_name("speech")
+    runs = search_all(client, experiment.experiment_id, "tags.kind = 'trial'")
+    ours = [run for run in runs if run.data.tags["mlflow.parentRunId"] == parent_named(client, experiment.experiment_id, "away")]
+    assert len(ours) == 4
+    for run in ours:
+        assert [point.step for point in client.get_metric_history(run.info.run_id, "time/epoch_s")] == [0, 1, 2, 3]
+
+
+def parent_named(client, experiment: str, name: str) -> str:
+    (parent,) = search_all(client, experiment, f"tags.sweep = '{name}'")
+    return parent.info.run_id
