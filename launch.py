@@ -2,8 +2,8 @@
 
 python launch.py --advise module:make_loader measures a loader of another project instead, and says how many workers it should have.
 
-Exit codes: 0 every trial settled; 1 some trial failed, or the tracker does not know it yet; 2 faults in the YAML, or in what --advise was given; 3 preflight, or another
-launch holds the sweep; 130 interrupted.
+Exit codes: 0 every trial settled; 1 some trial failed, or its records wait for the tracker; 2 faults in the YAML, or in what --advise
+was given; 3 preflight, or another launch holds the sweep; 130 interrupted.
 """
 
 import argparse
