@@ -15,7 +15,12 @@ PATIENCE = {  # of MLflow, for the environment of whoever uses it, where nothing
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds; to connect, and for the answer
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # a stack in the terminal for a locked database, which is told in words here
 }
-ONCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+ALWAYS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a server's runs, as they are closed
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+}
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED"}
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of the disk that artifacts are copied to
 

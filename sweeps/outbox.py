@@ -43,15 +43,15 @@ class Outbox:
             raise
         self._marks = (folder / MARKS).open("a+b")
         head, *lines = _whole_lines(self._file) or [b"{}"]
-        self.head: dict[str, Any] = json.loads(head)  # uri, experiment, attempt, began
+        self.head: dict[str, Any] = json.loads(head)  # uri, experiment, attempt_id, began
         self._operations: list[dict[str, Any]] = [json.loads(line) for line in lines]
         runs = _whole_lines(self._marks)
-        self._sent, self._run_id = len(runs), runs[0].decode() if runs else ""
+        self._sent, self.run_id = len(runs), runs[0].decode() if runs else ""  # empty until the run is opened
 
     @classmethod
     def new(cls, folder: Path, uri: str, experiment: str) -> "Outbox":
         """A new attempt at the trial of this folder; what an earlier attempt has told is forgotten."""
-        head = {"uri": uri, "experiment": experiment, "attempt": uuid.uuid4().hex, "began": now_ms()}
+        head = {"uri": uri, "experiment": experiment, "attempt_id": uuid.uuid4().hex, "began": now_ms()}
         (folder / MARKS).unlink(missing_ok=True)
         (folder / FILE).write_text(json.dumps(head) + "\n")
         return cls(folder)
@@ -67,14 +67,14 @@ class Outbox:
 
     def start(self, parent: str, **about: Any) -> None:
         """The arguments of Tracking.start_trial."""
-        self.put(OPENS, parent=parent, attempt=self.head["attempt"], **about)
+        self.put(OPENS, parent=parent, attempt_id=self.head["attempt_id"], **about)
 
     def finish(self, outcome: str, evidence: str, summary: dict[str, float], tags: dict[str, Any], artifacts: dict[str, Path]) -> None:
         """As Tracking.finish_trial, with files of the trial's folder."""
         self.put("log_ending", outcome=outcome, evidence=evidence, summary=summary, tags=tags)
         for place, file in artifacts.items():
             self.put(UPLOADS, place=place, file=str(file.relative_to(self.folder)))
-        self.put(CLOSES, outcome=outcome, attempt=self.head["attempt"])
+        self.put(CLOSES, outcome=outcome, attempt_id=self.head["attempt_id"])
 
     @property
     def waiting(self) -> int:
@@ -96,12 +96,12 @@ class Outbox:
         operation = self._operations[self._sent]
         call, at, arguments = operation["call"], operation["at"], operation["arguments"]
         if call == OPENS:
-            self._run_id = tracking.start_trial(**arguments, at=at)
+            self.run_id = tracking.start_trial(**arguments, at=at)
         elif call == UPLOADS:
-            tracking.upload(self._run_id, arguments["place"], self.folder / arguments["file"])
+            tracking.upload(self.run_id, arguments["place"], self.folder / arguments["file"])
         else:
-            getattr(tracking, call)(self._run_id, **arguments, at=at)
-        self._marks.write(f"{self._run_id}\n".encode())
+            getattr(tracking, call)(self.run_id, **arguments, at=at)
+        self._marks.write(f"{self.run_id}\n".encode())
         self._marks.flush()
         self._sent += 1
 
@@ -140,7 +140,7 @@ def set_aside(folder: Path) -> None:
         if not outbox.ended:
             files = {name: folder / name for name in ("records.jsonl", "stderr.log") if (folder / name).is_file()}
             outbox.finish("interrupted", "the Ray process that relayed it ended before the trial did", {}, {}, files)
-        place = folder.parent / UNSENT / f"{folder.name}-{outbox.head['attempt'][:8]}"
+        place = folder.parent / UNSENT / f"{folder.name}-{outbox.head['attempt_id'][:8]}"
     place.parent.mkdir(exist_ok=True)
     folder.rename(place)
 

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.away import ONCE, PATIENCE
+from sweeps.away import ALWAYS, PATIENCE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,7 +34,7 @@ def database_file(uri: str) -> Path | None:
 
 def connect(uri: str) -> "MlflowClient":
     """A client of the tracker at a resolved URI, without telemetry and without MLflow's chatter on stderr."""
-    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"} | ONCE
+    os.environ |= ALWAYS
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():  # MLflow trips over deprecations of its own dependencies on import and on the first query

@@ -182,17 +182,18 @@ class Tracking:
         swept: Mapping[str, Any],
         config: Mapping[str, Any],
         tags: Mapping[str, Any],
-        attempt: str | None = None,
+        attempt_id: str | None = None,
         at: int | None = None,
     ) -> str:
         """Opens a trial's run and returns its id. swept: dotted path -> value; config: the resolved parameters, nested, sizes in bytes.
 
-        tags: what is known of its surroundings (device, device_name, node, threads, precision, versions, git_commit ...). attempt: names
-        this attempt at the trial, of which there is one run; where an earlier call has opened it, that is the one.
+        tags: what is known of its surroundings (device, device_name, node, threads, precision, versions, git_commit ...). attempt_id:
+        names this attempt at the trial, of which there is one run; where an earlier call has opened it, that is the one.
         """
-        own = {"kind": "trial", "key": key, "block": block, "repeat": repeat, "swept": dict(swept), PARENT: parent, "attempt": attempt}
+        own = {"kind": "trial", "key": key, "block": block, "repeat": repeat, "swept": dict(swept), PARENT: parent}
+        own["attempt_id"] = attempt_id
         columns = {path: written(path, value) for path, value in swept.items()}
-        run = next(iter(self._of_attempt(attempt)), None) or self.client.create_run(
+        run = next(iter(self._of_attempt(attempt_id)), None) or self.client.create_run(
             self.experiment_id, start_time=at, tags=_texts({**tags, **columns, **own}, "tag"), run_name=run_name(block, swept, repeat)
         )
         self._log(run.info.run_id, params=_texts({**flatten(config), "seed": seed, "repeat": repeat}, "param"))
@@ -246,15 +247,15 @@ class Tracking:
             raise ValueError(f"outcome {outcome!r} is none of {', '.join(STATUS)}")
         self._log(run_id, metrics=summary, tags=_texts({**tags, "outcome": outcome, "evidence": evidence}, "tag"), at=at)
 
-    def close_trial(self, run_id: str, outcome: str, attempt: str | None = None, at: int | None = None) -> None:
-        """The last part of `finish_trial`. attempt: a second run of it, opened by a request that was given up as lost, is deleted."""
-        for run in self._of_attempt(attempt):
+    def close_trial(self, run_id: str, outcome: str, attempt_id: str | None = None, at: int | None = None) -> None:
+        """The last part of `finish_trial`. attempt_id: a second run of it, opened by a request that was given up as lost, is deleted."""
+        for run in self._of_attempt(attempt_id):
             if run.info.run_id != run_id:
                 self.client.delete_run(run.info.run_id)
         self.client.set_terminated(run_id, STATUS[outcome], at)
 
-    def _of_attempt(self, attempt: str | None) -> "list[Run]":
-        return search_all(self.client, self.experiment_id, f"tags.attempt = '{attempt}'") if attempt else []
+    def _of_attempt(self, attempt_id: str | None) -> "list[Run]":
+        return search_all(self.client, self.experiment_id, f"tags.attempt_id = '{attempt_id}'") if attempt_id else []
 
     def upload(self, run_id: str, place: str, file: Path) -> None:
         """Makes a local file an artifact of a run: `place` is its path there, as 'snapshots/cycle-1.pt'."""

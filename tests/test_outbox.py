@@ -104,7 +104,7 @@ def parent(tracking) -> str:
 def test_each_operation_may_fail_and_is_there_once(tracking, parent, tmp_path, when) -> None:
     folder = filled(tmp_path / "work", tracking, parent)
     told = [json.loads(line) for line in (folder / "outbox.jsonl").read_text().splitlines()][1:]
-    attempt = told[0]["arguments"]["attempt"]
+    attempt = told[0]["arguments"]["attempt_id"]
     assert drain(folder, Faulty(tracking, when)) == len(told) == 9
     found = rows(tracking)
     began, *epochs = [each["at"] for each in told]
@@ -116,7 +116,7 @@ def test_each_operation_may_fail_and_is_there_once(tracking, parent, tmp_path, w
     assert dict(row[:1] + row[2:3] for row in found["latest"])["time/epoch_s"] == 4.0
     assert dict(found["params"]) == {"sgdr.epochs": "3", "seed": "42", "repeat": "1"}
     tags = dict(found["tags"])
-    assert (tags["attempt"], tags["outcome"], tags["node"], tags["status"]) == (attempt, "completed", "box", "0")
+    assert (tags["attempt_id"], tags["outcome"], tags["node"], tags["status"]) == (attempt, "completed", "box", "0")
     assert artifacts(tracking) == [("records.jsonl", '{"kind": "end"}\n')]
 
 
@@ -134,7 +134,7 @@ def test_a_second_run_of_an_attempt_is_deleted(tracking, parent, tmp_path) -> No
     folder = filled(tmp_path / "work", tracking, parent)
     outbox = Outbox(folder)
     outbox.send_next(tracking)
-    twin = tracking.client.create_run(tracking.experiment_id, tags={"attempt": outbox.head["attempt"], "kind": "trial"})
+    twin = tracking.client.create_run(tracking.experiment_id, tags={"attempt_id": outbox.head["attempt_id"], "kind": "trial"})
     outbox.close()
     drain(folder, tracking)
     assert {run.info.status for run in tracking.trials(parent)} == {"FINISHED"}
