@@ -149,9 +149,10 @@ def test_a_process_whose_mark_is_gone_is_known_by_its_log_and_a_reader_is_a_stra
 def test_a_process_that_renamed_itself_and_left_its_session_goes_too(short_folder) -> None:
     code = f"""
 import os, subprocess, sys, tempfile
+from pathlib import Path
 tempfile.tempdir = {str(short_folder)!r}
 from sweeps.janitor import kept_tidy
-with kept_tidy() as folder:
+with kept_tidy(Path(tempfile.tempdir) / "note") as folder:
     (folder / "file").write_text("x")
     child = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'other', 0, 0, 0); time.sleep(1000)"
     print(subprocess.Popen([sys.executable, "-c", child], start_new_session=True).pid, flush=True)
