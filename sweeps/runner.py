@@ -169,6 +169,9 @@ def _listener(trials: list[TrialSpec], done: Callable[[TrialSpec, dict[str, Any]
     from ray import tune
 
     class Listener(tune.Callback):
+        def __reduce__(self) -> Any:
+            return tune.Callback, ()  # Tune writes all its settings to a file, which nobody reads
+
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             if "outcome" in trial.last_result:  # else the queue was ended before it started
                 tell(specs[trial.config["index"]], trial.last_result)
