@@ -91,7 +91,7 @@ def launch(config: SweepConfig, text: str, test: bool) -> int:
     """Runs a checked sweep to its tables; returns the exit code. `text`: the YAML, kept with the runs."""
     # Imported here: a faulty file is answered in a second, without MLflow
     from analysis.tables import rebuild_command, render
-    from sweeps import holdout, sweep
+    from sweeps import holdout, interrupt, rounds, sweep
     from sweeps.away import TrackerAway, asked
     from sweeps.preflight import PreflightError
     from sweeps.runner import RayEnded
@@ -99,17 +99,17 @@ def launch(config: SweepConfig, text: str, test: bool) -> int:
     where = config.name, config.tracking.uri, config.tracking.experiment
     status, tables = "KILLED", None
     try:
-        with sweep.opened(config, text, rebuild_command(*where), print) as opened:
+        with interrupt.interruptible(config.time_budget), sweep.opened(config, text, rebuild_command(*where), print) as opened:
             try:
                 if test:
                     holdout.check(opened)
                 print(sweep.heading(opened))
-                failed = sweep.run(opened, print)
+                failed = rounds.run(opened, print)
                 with asked(config.tracking.uri):
-                    status, tables = "FAILED" if failed else "FINISHED", render(*where, markdown=True)
+                    status, tables = "FAILED" if failed else "KILLED" if opened.left else "FINISHED", render(*where, markdown=True)
                     print("\n" + render(*where))
-                if test and failed:
-                    print("--test waits until every trial is settled: the best ensemble may be among those that failed.")
+                if test and opened.left:
+                    print("--test waits until every trial is settled: the best ensemble may be among those that are not.")
                 elif test:
                     with asked(config.tracking.uri):
                         holdout.read(opened, print)
@@ -121,6 +121,9 @@ def launch(config: SweepConfig, text: str, test: bool) -> int:
     except (RayEnded, TrackerAway) as problem:
         print(f"\n{problem}", file=sys.stderr)
         return 1
+    except interrupt.BudgetPassed:
+        print("\ntime_budget has passed before any trial could start: the same command begins anew.")
+        return 0
     return 1 if failed else 0
 
 

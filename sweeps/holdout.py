@@ -53,7 +53,8 @@ def _best(sweep: Sweep) -> "Run":
     """The run with the highest validation accuracy of its ensemble; of equals the first that ended, whose snapshots are kept."""
     planned = {trial.key for trial in sweep.plan.trials}
     runs = [run for run in sweep.tracking.trials(sweep.parent) if run.data.tags["key"] in planned]
-    learned = [run for run in runs if "ensemble_accuracy" in run.data.metrics]
+    done = [run for run in runs if run.data.tags.get("outcome") == "completed"]  # an interrupted one may lack snapshots
+    learned = [run for run in done if "ensemble_accuracy" in run.data.metrics]
     if not learned:
         raise PreflightError(
             "--test: no trial of this sweep has learned anything yet, so there is no ensemble to read the test split with."

@@ -143,11 +143,20 @@ class Tracking:
                 settled.setdefault(run.data.tags["key"], outcome)
         return settled
 
+    def attempts(self, parent: str) -> Counter[str]:
+        """key -> how many runs there are with that key."""
+        return Counter(run.data.tags["key"] for run in self.trials(parent))
+
     def disturbed_once(self, parent: str) -> set[str]:
         """Keys of trials that were disturbed from outside and have not been run again. A second run that failed was one all the same."""
-        ended = [run.data.tags for run in self.trials(parent) if run.info.status != "RUNNING"]
-        attempts = Counter(tags["key"] for tags in ended if tags.get("outcome") != "interrupted")
-        return {tags["key"] for tags in ended if "disturbed" in tags and tags.get("outcome") in SETTLED and attempts[tags["key"]] == 1}
+        latest: dict[str, Mapping[str, str]] = {}  # key -> tags
+        settled: Counter[str] = Counter()
+        for run in self.trials(parent):
+            tags = run.data.tags
+            if run.info.status != "RUNNING" and tags.get("outcome") != "interrupted":
+                latest.setdefault(tags["key"], tags)
+                settled[tags["key"]] += tags.get("outcome") in SETTLED
+        return {key for key, tags in latest.items() if "disturbed" in tags and tags.get("outcome") in SETTLED and settled[key] == 1}
 
     def close_orphans(self, parent: str, folder: Path) -> list[str]:
         """Marks trials that a dead launch or relay left open as interrupted, with what lies in <folder>/<key>; returns their names."""
