@@ -2,12 +2,14 @@
 
 python launch.py --advise module:make_loader measures a loader of another project instead, and says how many workers it should have.
 
-Exit codes: 0 every trial settled; 1 some trial failed; 2 faults in the YAML, or in what --advise was given; 3 preflight, or another
+Exit codes: 0 every trial settled; 1 some trial failed; 2 faults in the YAML, or in what a flag was given; 3 preflight, or another
 launch holds the sweep; 130 interrupted.
 """
 
 import argparse
+import functools
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -27,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     text = "\n".join([flags.sweep.read_text("utf-8").rstrip("\n"), *(f"# --set {override}" for override in flags.set), ""])
     try:
-        return dry_run(config) if flags.dry_run else launch(config, text, flags.test)
+        return dry_run(config, flags.rerun, flags.json) if flags.dry_run else launch(config, text, flags.rerun, flags.test)
     except KeyboardInterrupt:
         print("\nInterrupted. Settled trials are kept; the same command runs the rest.", file=sys.stderr)
         return 130
@@ -37,8 +39,11 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run a sweep of audio classifiers and print its tables, or advise on any DataLoader.")
     parser.add_argument("sweep", type=Path, nargs="?", help="the sweep's YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as parameters.sgdr.epochs=3")
+    parser.add_argument("--rerun", action="append", default=[], metavar="failed|all|KEY",
+                        help="run only the failed trials, or all again, or the one whose key begins with KEY; may be repeated")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="with --dry-run: one JSON document instead of lines")
     way = parser.add_mutually_exclusive_group()
-    way.add_argument("--dry-run", action="store_true", help="print every trial and what it needs of /dev/shm; start nothing")
+    way.add_argument("--dry-run", action="store_true", help="print every trial, its state, its forecast and its /dev/shm; start nothing")
     way.add_argument("--test", action="store_true", help="read the test split once, with the best ensemble on validation")
     way.add_argument("--advise", metavar="MODULE:NAME", help="no sweep: how many workers the loader should have that this function returns")
     advising = parser.add_argument_group("with --advise")
@@ -49,6 +54,10 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     flags = parser.parse_args(arguments)
     if flags.advise and (flags.sweep or flags.set):
         parser.error("--advise takes no sweep file and no --set")
+    if flags.json and not flags.dry_run:
+        parser.error("--json goes with --dry-run")
+    if flags.advise and flags.rerun:
+        parser.error("--rerun is of a sweep; --advise has no trials")
     if not flags.advise and not flags.sweep:
         parser.error("name a sweep's YAML file, or a loader: --advise module:make_loader")
     if not flags.advise and (flags.batch_size is not None or flags.step or flags.step_s is not None):
@@ -74,31 +83,40 @@ def advise(target: str, batch_size: int | None, step: str | None, step_s: float 
     return 0
 
 
-def dry_run(config: SweepConfig) -> int:
+def dry_run(config: SweepConfig, rerun: list[str], as_json: bool) -> int:
     """Prints what a checked sweep would do; returns the exit code."""
-    from sweeps.dry_run import tell
+    from sweeps.dry_run import document, look, tell
     from sweeps.preflight import PreflightError
+    from sweeps.states import UnknownKey
 
     try:
-        tell(config, print)
+        seen = look(config, rerun, functools.partial(print, file=sys.stderr) if as_json else print)
+    except UnknownKey as problem:
+        print(f"--rerun {problem}", file=sys.stderr)
+        return 2
     except PreflightError as problem:
         print(problem, file=sys.stderr)
         return 3
+    if as_json:
+        print(json.dumps(document(seen), indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        tell(seen, print)
     return 0
 
 
-def launch(config: SweepConfig, text: str, test: bool) -> int:
+def launch(config: SweepConfig, text: str, rerun: list[str], test: bool) -> int:
     """Runs a checked sweep to its tables; returns the exit code. `text`: the YAML, kept with the runs."""
     # Imported here: a faulty file is answered in a second, without MLflow
     from analysis.tables import rebuild_command, render
     from sweeps import holdout, sweep
     from sweeps.preflight import PreflightError
     from sweeps.runner import RayEnded
+    from sweeps.states import UnknownKey
 
     where = config.name, config.tracking.uri, config.tracking.experiment
     status, tables = "KILLED", None
     try:
-        with sweep.opened(config, text, rebuild_command(*where), print) as opened:
+        with sweep.opened(config, text, rebuild_command(*where), rerun, print) as opened:
             try:
                 if test:
                     holdout.check(opened)
@@ -112,6 +130,9 @@ def launch(config: SweepConfig, text: str, test: bool) -> int:
                     holdout.read(opened, print)
             finally:
                 opened.tracking.finish_sweep(opened.parent, status, tables)
+    except UnknownKey as problem:
+        print(f"--rerun {problem}", file=sys.stderr)
+        return 2
     except PreflightError as problem:
         print(problem, file=sys.stderr)
         return 3

@@ -8,31 +8,31 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
-import subprocess
 import textwrap
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speech.config import Pinned, cache_dir
 from speech.cpu import cpu_model
 from sweeps import calibration, preflight, runner
 from sweeps.config import SweepConfig
-from sweeps.disturbance import is_timing
 from sweeps.isolation import Template
 from sweeps.outlook import Outlook, outlook
 from sweeps.plan import Plan, TrialSpec
 from sweeps.preflight import Node, PreflightError, Say
+from sweeps.provenance import differences, here, software
 from sweeps.relay import Launch
 from sweeps.shm_fit import counted
+from sweeps.states import DISTURBED, Asked, asked_for, kind, settled_for_good, states, without
 from sweeps.tracking import Tracking, run_name
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
 WORK_FOLDER = Path(".sweeps")  # what is under way; a trial's folder goes when MLflow has its files
-VERSIONS = ("torch", "torchvision", "torchaudio", "ray", "mlflow")
 
 
 @dataclass
@@ -43,10 +43,14 @@ class Sweep:
     tracking: Tracking
     parent: str  # run id
     outlook: Outlook
-    settled: dict[str, str]  # key -> outcome; without those that are due again, having been disturbed
+    states: dict[str, str]  # by the key of a trial that has run; sweeps/states.py
     folder: Path
     node: Node
     template: Template
+    found: dict[str, str] = field(default_factory=dict)  # the states when it was opened, and what is asked for of them
+    asked: Asked = field(default_factory=Asked)
+    forgotten: frozenset[str] = frozenset()  # ids of runs before this launch of what is asked for: to be run again, it has not run
+    differs: list[str] = field(default_factory=list)  # what settled trials ran on or with that is not so now
     pinned: dict[str, Pinned] = field(default_factory=dict)  # by the trial's key
 
     @property
@@ -55,12 +59,20 @@ class Sweep:
 
     @property
     def left(self) -> list[TrialSpec]:
-        return self.outlook.left(self.settled)
+        return self.outlook.left(settled_for_good(self.states), self.asked.keys)
+
+    def runs(self) -> "list[Run]":
+        """Every attempt that counts, newest first."""
+        return without(self.tracking.trials(self.parent), self.forgotten)
+
+    def look(self) -> None:
+        """Reads the states anew."""
+        self.states = states(self.runs(), self.plan.trials)
 
 
 @contextmanager
-def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[Sweep]:
-    """Preflight, plan and forecasts. Raises PreflightError before any trial is started.
+def opened(config: SweepConfig, text: str, rebuild: str, rerun: Sequence[str], say: Say) -> Iterator[Sweep]:
+    """Preflight, plan and forecasts. Raises PreflightError, or UnknownKey of what --rerun asks for, before any trial is started.
 
     `text`: the YAML; `rebuild`: the command that prints its tables again.
     """
@@ -71,18 +83,30 @@ def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[S
         node = preflight.survey(template, config, folder / "preflight.log")
         made = outlook(config, say)
         trials = made.plan.trials
+        asked_for(rerun, trials, {})  # keys that there are not are told before anything is prepared
         request(config, node, trials)  # what the node can't give is known before anything is prepared
         preflight.check_sizes(config, [trial.config for trial in trials])
         preflight.prepare(template, [trial.config for trial in trials], folder / "preflight.log", say)
         parent = tracking.start_sweep(config.name, text, made.rows(), rebuild)
         tracking.close_orphans(parent, folder)
-        sweep = Sweep(config, tracking, parent, made, settled_for_good(tracking, parent, trials), folder, node, template)
+        sweep = _standing(Sweep(config, tracking, parent, made, {}, folder, node, template), rerun)
         try:
             _foresee(sweep, say)
         except BaseException:
             tracking.finish_sweep(parent, "KILLED")
             raise
         yield sweep
+
+
+def _standing(sweep: Sweep, rerun: Sequence[str]) -> Sweep:
+    """Where its trials stand. What --rerun asks for has not run, as far as this launch is concerned."""
+    runs, trials = sweep.runs(), sweep.plan.trials
+    sweep.found = states(runs, trials)
+    sweep.asked = asked_for(rerun, trials, sweep.found)
+    sweep.forgotten = frozenset(run.info.run_id for run in runs if run.data.tags["key"] in (sweep.asked.keys or ()))
+    sweep.states = states(without(runs, sweep.forgotten), trials)
+    sweep.differs = differences(runs, trials, here(sweep.config, sweep.node))
+    return sweep
 
 
 def _foresee(sweep: Sweep, say: Say) -> None:
@@ -96,35 +120,27 @@ def _foresee(sweep: Sweep, say: Say) -> None:
     private, log = config.resources.shm == "private", sweep.folder / "calibration.log"
     found = calibration.obtain(sweep.template, due.values(), private, log, say)
     found |= calibration.cached({each.name for each in wanted.values()} - due.keys())  # of settled trials: nothing is measured for them
-    sweep.outlook.foresee(wanted, found, tracking.settled_keys(sweep.parent))  # a trial that is due once more was chosen before
+    chosen = {key for key, state in sweep.found.items() if kind(state) in ("settled", DISTURBED)} | sweep.asked.named
+    sweep.outlook.foresee(wanted, found, chosen)  # a trial that is due once more was chosen before
     tracking.log_plan(sweep.parent, sweep.outlook.rows())
     if found:
         tracking.log_calibrations(sweep.parent, {name: each.model_dump() for name, each in found.items()})
 
 
-def settled_for_good(tracking: Tracking, parent: str, trials: list[TrialSpec]) -> dict[str, str]:
-    """key -> outcome of the trials that no launch runs again. A trial whose time is what its block is after is due once more where it
-    was disturbed."""
-    known, disturbed = tracking.settled_keys(parent), tracking.disturbed_once(parent)
-    again = {trial.key for trial in trials if trial.key in disturbed and is_timing(trial.metric.name)}
-    return {trial.key: known[trial.key] for trial in trials if trial.key in known.keys() - again}
-
-
 def heading(sweep: Sweep) -> str:
-    """What is about to run and how long it will take, and what is foreseen not to fit into /dev/shm for certain."""
+    """What is about to run and how long it will take, what is foreseen not to fit into /dev/shm for certain, and what is not as it was."""
     fits = [sweep.outlook.fits[trial.key] for trial in sweep.left]
-    foreseen = f"/dev/shm: {counted(fits)} (--dry-run shows which)"
-    return "\n".join([sweep.outlook.outline(sweep.settled), *([foreseen] if {fit.verdict for fit in fits} - {"fits"} else [])])
+    foreseen = [f"/dev/shm: {counted(fits)} (--dry-run shows which)"] if {fit.verdict for fit in fits} - {"fits"} else []
+    return "\n".join([sweep.outlook.outline(sweep.found, sweep.left), *foreseen, *sweep.differs])
 
 
 def run(sweep: Sweep, say: Say) -> list[TrialSpec]:
     """Runs what is left of the sweep, disturbed trials once more; returns those that are not settled after it."""
     _run_left(sweep, say)
-    if again := sweep.tracking.disturbed_once(sweep.parent) & {trial.key for trial in sweep.left}:
+    if again := {trial.key for trial in sweep.left if sweep.states.get(trial.key) == DISTURBED}:
         say(f"{len(again)} disturbed from outside: once more")
         _run_left(sweep, say, again)
-    sweep.settled = sweep.tracking.settled_keys(sweep.parent)  # a trial that was disturbed is settled all the same
-    return sweep.left
+    return [trial for trial in sweep.left if sweep.states.get(trial.key) != DISTURBED]  # it is settled all the same
 
 
 def _run_left(sweep: Sweep, say: Say, only: Collection[str] | None = None) -> None:
@@ -135,7 +151,7 @@ def _run_left(sweep: Sweep, say: Say, only: Collection[str] | None = None) -> No
             runner.run(left, launch, sweep.node, request(sweep.config, sweep.node, left), _counter(sweep, left, say))
         finally:
             sweep.tracking.close_orphans(sweep.parent, sweep.folder)
-        sweep.settled = settled_for_good(sweep.tracking, sweep.parent, sweep.plan.trials)
+        sweep.look()
 
 
 def _launch(sweep: Sweep) -> Launch:
@@ -149,7 +165,7 @@ def _launch(sweep: Sweep) -> Launch:
         private_shm=config.resources.shm == "private",
         planned=frozenset(trial.key for trial in sweep.plan.trials),
         keep=config.snapshots.keep,
-        provenance=provenance(),
+        provenance=software(),
         pinned=sweep.pinned,
         fits=sweep.outlook.fits,
         forecasts=sweep.outlook.forecasts,
@@ -199,7 +215,7 @@ def request(config: SweepConfig, node: Node, trials: list[TrialSpec]) -> dict[st
 
 def _counter(sweep: Sweep, left: list[TrialSpec], say: Say) -> Callable[[TrialSpec, dict[str, Any]], None]:
     """Says a line for each trial that ends."""
-    total = len(sweep.plan.trials) - len(sweep.outlook.foreseen_only)
+    total = len(sweep.outlook.left((), sweep.asked.keys))
     ended = total - len(left)
     width = max(len(run_name(t.block, t.swept, t.repeat)) for t in sweep.plan.trials)
 
@@ -222,17 +238,6 @@ def _told(result: dict[str, Any]) -> str:
     if "ensemble_accuracy" in summary:
         parts.append(f"ensemble {100 * summary['ensemble_accuracy']:.1f} %, last snapshot {100 * summary['accuracy']:.1f} %")
     return ", ".join(parts)
-
-
-def provenance() -> dict[str, Any]:
-    """Tags that say what ran: library versions and the commit of this checkout."""
-    git = shutil.which("git")
-    described = None
-    if git:
-        root = Path(__file__).resolve().parent.parent
-        answer = subprocess.run([git, "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-        described = answer.stdout.strip() or None
-    return {"versions": {name: version(name) for name in VERSIONS}, "git_commit": described}
 
 
 def _tracking(config: SweepConfig) -> Tracking:
