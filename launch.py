@@ -20,6 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     flags = parsed(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a line a trial also where the output is a file or a pipe
+    if flags.schema:
+        return print_schema()
     if flags.advise:
         return advise(flags.advise, flags.batch_size, flags.step, flags.step_s)
     try:
@@ -45,6 +47,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--dry-run", action="store_true", help="print every trial, its state, its forecast and its /dev/shm; start nothing")
     way.add_argument("--test", action="store_true", help="read the test split once, with the best ensemble on validation")
+    way.add_argument("--schema", action="store_true", help="no sweep: print the JSON Schema of sweep files, for editors")
     way.add_argument("--advise", metavar="MODULE:NAME", help="no sweep: how many workers the loader should have that this function returns")
     advising = parser.add_argument_group("with --advise")
     advising.add_argument("--batch-size", type=int, metavar="N", help="where the function returns a Dataset; 32 if not given")
@@ -52,19 +55,24 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     step.add_argument("--step", metavar="MODULE:NAME", help="a training step to be timed, called with a batch")
     step.add_argument("--step-s", type=float, metavar="SECONDS", help="what a training step takes on the accelerator")
     flags = parser.parse_args(arguments)
-    if flags.advise and (flags.sweep or flags.set):
-        parser.error("--advise takes no sweep file and no --set")
+    if (flags.advise or flags.schema) and (flags.sweep or flags.set or flags.rerun):
+        parser.error("--advise and --schema take no sweep file, no --set and no --rerun")
     if flags.json and not flags.dry_run:
         parser.error("--json goes with --dry-run")
-    if flags.advise and flags.rerun:
-        parser.error("--rerun is of a sweep; --advise has no trials")
-    if not flags.advise and not flags.sweep:
+    if not flags.advise and not flags.schema and not flags.sweep:
         parser.error("name a sweep's YAML file, or a loader: --advise module:make_loader")
     if not flags.advise and (flags.batch_size is not None or flags.step or flags.step_s is not None):
         parser.error("--batch-size, --step and --step-s go with --advise; a sweep's file holds its own")
     if (flags.batch_size is not None and flags.batch_size < 1) or (flags.step_s is not None and flags.step_s < 0):
         parser.error("--batch-size is at least 1, and --step-s at least 0")
     return flags
+
+
+def print_schema() -> int:
+    from sweeps.schema import schema
+
+    print(json.dumps(schema(), indent=1))
+    return 0
 
 
 def advise(target: str, batch_size: int | None, step: str | None, step_s: float | None) -> int:

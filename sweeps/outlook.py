@@ -120,17 +120,17 @@ def outlook(config: SweepConfig, say: Say) -> Outlook:
     except corpora.CorpusError as error:
         raise PreflightError(str(error)) from error
     clips = {name: (len(found.split("training")), len(found.split("validation"))) for name, found in prepared.items()}
-    rooms = {trial.key: _room(config, trial.config) for trial in made.trials}
+    memory = memory_limit()
+    rooms = {trial.key: min(_room(config, trial.config), memory) for trial in made.trials}
     fits = {trial.key: fit(trial.config, *clips[trial.config.corpus.which()], rooms[trial.key]) for trial in made.trials}
     return Outlook(config, made, fits, prepared)
 
 
 def _room(config: SweepConfig, trial: TrialConfig) -> int:
-    """Bytes that a trial may fill of its /dev/shm: all of a private one, what is free now of the machine's; never more than memory."""
+    """Bytes that a trial may fill of its /dev/shm: all of a private one, what is free now of the machine's."""
     usage = shm_usage()
     size = whole_pages(trial.loader.shm_size or usage.limit_bytes)
-    room = size if config.resources.shm == "private" else min(size, usage.limit_bytes - usage.used_bytes)
-    return min(room, memory_limit())
+    return size if config.resources.shm == "private" else min(size, usage.limit_bytes - usage.used_bytes)
 
 
 def roughly(seconds: float) -> str:

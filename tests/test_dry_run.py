@@ -253,11 +253,10 @@ def dry_run_of_a_process(folder: Path, forbidden: str, *flags: str) -> subproces
 
 
 def test_progress_of_a_json_document_goes_to_stderr(tmp_path) -> None:
-    (tmp_path / "tones").mkdir()
-    write_tones(tmp_path / "tones")  # a corpus that is new, so that reading it is told
-    (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tmp_path / "tones"))
+    unread = write_tones(tmp_path / "tones")
+    (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=unread))
     done = dry_run_of_a_process(tmp_path, "set()", "--json")
-    assert "reading 24 files" in done.stderr
+    assert "reading 25 files" in done.stderr
     assert len(json.loads(done.stdout)["trials"]) == 7
 
 
