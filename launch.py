@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     text = "\n".join([flags.sweep.read_text("utf-8").rstrip("\n"), *(f"# --set {override}" for override in flags.set), ""])
     try:
+        if flags.debug:
+            return debug_trial(config, flags.debug)
         return dry_run(config, flags.rerun, flags.json) if flags.dry_run else launch(config, text, flags.rerun, flags.test)
     except KeyboardInterrupt:
         print("\nInterrupted. Settled trials are kept; the same command runs the rest.", file=sys.stderr)
@@ -47,6 +49,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--dry-run", action="store_true", help="print every trial, its state, its forecast and its /dev/shm; start nothing")
     way.add_argument("--test", action="store_true", help="read the test split once, with the best ensemble on validation")
+    way.add_argument("--debug", metavar="KEY", help="run the one trial whose key begins with KEY in this process, where pdb works")
     way.add_argument("--schema", action="store_true", help="no sweep: print the JSON Schema of sweep files, for editors")
     way.add_argument("--advise", metavar="MODULE:NAME", help="no sweep: how many workers the loader should have that this function returns")
     advising = parser.add_argument_group("with --advise")
@@ -88,6 +91,23 @@ def advise(target: str, batch_size: int | None, step: str | None, step_s: float 
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
+    return 0
+
+
+def debug_trial(config: SweepConfig, key: str) -> int:
+    """Runs one trial in this process; returns the exit code. What it raises is for the debugger, else Python prints it and exits with 1."""
+    from sweeps.debug import debug
+    from sweeps.preflight import PreflightError
+    from sweeps.states import UnknownKey
+
+    try:
+        debug(config, key, print)
+    except UnknownKey as problem:
+        print(f"--debug {problem}", file=sys.stderr)
+        return 2
+    except PreflightError as problem:
+        print(problem, file=sys.stderr)
+        return 3
     return 0
 
 

@@ -10,6 +10,7 @@ Same key, same measurement: that is how a later run knows what is settled.
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -172,8 +173,8 @@ def _deciding(trial: TrialConfig) -> dict[str, Any]:
     )  # left out: keys older than these keep theirs
     dump["corpus"] = {"seconds": trial.corpus.seconds} | read
     dump["sgdr"] = {"cycles": trial.sgdr.cycles(), "lr": trial.sgdr.lr, "lr_min": trial.sgdr.lr_min}
-    if (weights := Path(trial.model.weights)).is_file():
-        dump["model"]["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if os.path.isfile(trial.model.weights):  # and not Path.is_file, which raises for a name that no file can have
+        dump["model"]["weights"] = hashlib.sha256(Path(trial.model.weights).read_bytes()).hexdigest()
     if trial.loader.num_workers == 0:
         dump["loader"] |= {key: Loader.model_fields[key].default for key in _OF_WORKERS}
     return dump

@@ -47,10 +47,12 @@ class RayEnded(RuntimeError):
     """Ray gave up under way, or a process of its without which nothing goes on was killed."""
 
 
-def run(
-    trials: list[TrialSpec], launch: Launch, node: Node, request: dict[str, float], done: Callable[[TrialSpec, dict[str, Any]], None]
-) -> None:
+Tell = Callable[[TrialSpec, dict[str, Any]], None]
+
+
+def run(trials: list[TrialSpec], launch: Launch, node: Node, request: dict[str, float], done: Tell, hear: Tell) -> None:
     """Runs all trials; `done` hears of each, with its outcome, evidence and summary, or with `lost`: why Ray could not finish it.
+    Before that `hear` is told `started`, and `epoch` with the metrics of each that has ended.
 
     `request`: Ray resources of every trial, as {"CPU": 2, "GPU": 1}. Raises RayEnded; trials that have ended are settled then.
     """
@@ -71,7 +73,7 @@ def run(
                 tune.with_resources(tune.with_parameters(_trial, trials=trials, launch=launch), tune.PlacementGroupFactory([request])),
                 param_space={"index": tune.grid_search(list(range(len(trials))))},
                 tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trials[trial.config["index"]].key),
-                run_config=tune.RunConfig(storage_path=str(scratch), name="tune", verbose=0, callbacks=[_listener(trials, done)]),
+                run_config=tune.RunConfig(storage_path=str(scratch), name="tune", verbose=0, callbacks=[_listener(trials, done, hear)]),
             )
             with _interrupted_without("raylet", "gcs_server"), _in_a_line():
                 tuner.fit()
@@ -136,10 +138,20 @@ def _trial(config: dict[str, int], trials: list[TrialSpec], launch: Launch) -> N
     tune.report({"outcome": outcome.name, "evidence": outcome.evidence, "summary": summary})
 
 
-def _listener(trials: list[TrialSpec], done: Callable[[TrialSpec, dict[str, Any]], None]) -> Any:
+def _listener(trials: list[TrialSpec], done: Tell, hear: Tell) -> Any:
     from ray import tune
 
     class Listener(tune.Callback):
+        def __reduce__(self) -> Any:
+            return tune.Callback, ()  # Tune writes all its settings to a file, which nobody reads
+
+        def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            hear(specs[trial.config["index"]], {"started": True})
+
+        def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
+            if "epoch" in result:
+                hear(specs[trial.config["index"]], result)
+
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             tell(specs[trial.config["index"]], trial.last_result)
 

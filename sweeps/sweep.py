@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from speech.config import Pinned, cache_dir
 from speech.cpu import cpu_model
-from sweeps import calibration, preflight, runner
+from sweeps import calibration, preflight, progress, runner
 from sweeps.config import SweepConfig
 from sweeps.isolation import Template
 from sweeps.outlook import Outlook, outlook
 from sweeps.plan import Plan, TrialSpec
 from sweeps.preflight import Node, PreflightError, Say
+from sweeps.progress import View
 from sweeps.provenance import differences, here, software
 from sweeps.relay import Launch
 from sweeps.shm_fit import counted
@@ -136,19 +137,22 @@ def heading(sweep: Sweep) -> str:
 
 def run(sweep: Sweep, say: Say) -> list[TrialSpec]:
     """Runs what is left of the sweep, disturbed trials once more; returns those that are not settled after it."""
-    _run_left(sweep, say)
-    if again := {trial.key for trial in sweep.left if sweep.states.get(trial.key) == DISTURBED}:
-        say(f"{len(again)} disturbed from outside: once more")
-        _run_left(sweep, say, again)
+    expected_s = {trial.key: sweep.outlook.expected_s(trial) for trial in sweep.plan.trials}
+    with progress.shown(sweep.config.name, expected_s, say) as view:
+        _run_left(sweep, view)
+        if again := {trial.key for trial in sweep.left if sweep.states.get(trial.key) == DISTURBED}:
+            view.say(f"{len(again)} disturbed from outside: once more")
+            _run_left(sweep, view, again)
     return [trial for trial in sweep.left if sweep.states.get(trial.key) != DISTURBED]  # it is settled all the same
 
 
-def _run_left(sweep: Sweep, say: Say, only: Collection[str] | None = None) -> None:
+def _run_left(sweep: Sweep, view: View, only: Collection[str] | None = None) -> None:
     left = [trial for trial in sweep.left if only is None or trial.key in only]
     if left:
         launch = _launch(sweep)
+        view.begin(left)
         try:
-            runner.run(left, launch, sweep.node, request(sweep.config, sweep.node, left), _counter(sweep, left, say))
+            runner.run(left, launch, sweep.node, request(sweep.config, sweep.node, left), _counter(sweep, left, view), view.hear)
         finally:
             sweep.tracking.close_orphans(sweep.parent, sweep.folder)
         sweep.look()
@@ -213,8 +217,8 @@ def request(config: SweepConfig, node: Node, trials: list[TrialSpec]) -> dict[st
     return {"CPU": cores if asked.exclusive_node else cpus} | ({"GPU": gpus} if gpus else {})
 
 
-def _counter(sweep: Sweep, left: list[TrialSpec], say: Say) -> Callable[[TrialSpec, dict[str, Any]], None]:
-    """Says a line for each trial that ends."""
+def _counter(sweep: Sweep, left: list[TrialSpec], view: View) -> Callable[[TrialSpec, dict[str, Any]], None]:
+    """Tells the view of each trial that ends, with a line."""
     total = len(sweep.outlook.left((), sweep.asked.keys))
     ended = total - len(left)
     width = max(len(run_name(t.block, t.swept, t.repeat)) for t in sweep.plan.trials)
@@ -223,7 +227,7 @@ def _counter(sweep: Sweep, left: list[TrialSpec], say: Say) -> Callable[[TrialSp
         nonlocal ended
         ended += 1
         name = run_name(spec.block, spec.swept, spec.repeat)
-        say(f"{ended:>{len(str(total))}}/{total}  {name:<{width}}  {_told(result)}")
+        view.ended(spec, result, f"{ended:>{len(str(total))}}/{total}  {name:<{width}}  {_told(result)}")
 
     return settled
 
