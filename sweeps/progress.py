@@ -21,7 +21,7 @@ from sweeps.outlook import roughly
 from sweeps.plan import TrialSpec
 from sweeps.preflight import Say
 from sweeps.states import kind
-from sweeps.tracking import short_names, swept_name, written
+from sweeps.tracking import run_name, short_names, written
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 Told = Mapping[str, Any]  # what is told of a trial: of its start `started`, of an epoch `epoch`, of its end `outcome` or `lost`
 
 REFRESH_HZ = 1.0
-BAR = 20  # characters
-FIGURE = 30  # characters that a bar with its numbers, or a figure, needs
-MARGIN = 7  # lines of the terminal that the table's rows can't have: its head, what stands around it, and the prompt
+BAR = 14  # characters
+FIGURE = 25  # characters that a figure, or a bar with its numbers, needs
+GAP = 3  # characters between columns
+MARGIN = 8  # lines of the terminal that the table's rows can't have: its head, what stands around it, and the prompt
 
 
 class View(Protocol):
@@ -169,47 +170,49 @@ class LiveTable:
         running, results = list(self.running.values()), list(self.results.values())
         rows = max(3, self.console.height - MARGIN - len(running))
         shown = [(spec, _figure(result)) for spec, result in results[-rows:]]
-        shown += [(trial.spec, _bar(trial, self.clock())) for trial in running[: self.console.height - MARGIN]]
+        shown += [(trial.spec, _bar(trial, self.clock())) for trial in running[: max(1, self.console.height - MARGIN)]]
         return Group("", self._heading(running, len(results)), *([self._table(shown)] if shown else []))
 
     def _heading(self, running: list[Running], ended: int) -> "Text":
-        """'first-look  12 of 33  ━━━━━───────  about 8 min left, trials take 1.08 times their forecast'."""
+        """'first-look  12 of 33  ━━━━━───────  about 8 min left, 1.08 times the forecast'."""
         from rich.text import Text
 
         under_way = {trial.spec.key for trial in running}
         waiting = [spec for spec in self.due if spec.key not in under_way and spec.key not in self.results]
         left_s, unknown = self.remaining.left_s(waiting, running, self.clock())
         total = ended + len(running) + len(waiting)
-        said = [f"about {roughly(left_s)} left"] if left_s or not unknown else []
+        said = [f"about {roughly(left_s)} left"] if left_s else []
         said += [f"{unknown} uncalibrated"] if unknown else []
         if (factor := self.remaining.factor) != 1:
-            said.append(f"trials take {factor:.2f} times their forecast")
+            said.append(f"{factor:.2f} times the forecast")
         text = Text.assemble((self.name, "bold"), f"  {ended} of {total}  ", *_strokes(ended, total), "  " + ", ".join(said))
         text.truncate(self.console.width, overflow="ellipsis")
         return text
 
     def _table(self, shown: "list[tuple[TrialSpec, Text]]") -> "Table":
-        """One column for each swept value; where the terminal is too narrow for them, one for all."""
+        """One column for each swept value; where the terminal is too narrow for them, one for all, cut."""
         from rich import box
         from rich.table import Table
 
-        specs = [spec for spec, _ in shown]
+        specs, room = [spec for spec, _ in shown], self.console.width - FIGURE - GAP
         names = short_names(dict.fromkeys(path for spec in specs for path in spec.swept))
-        cells = [
-            [spec.block, *(written(path, spec.swept[path]) if path in spec.swept else "" for path in names), str(spec.repeat)]
-            for spec in specs
-        ]
-        headers = ["block", *names.values(), "repeat"]
-        if sum(max(map(len, column)) + 2 for column in zip(headers, *cells, strict=True)) + FIGURE > self.console.width:
-            headers = ["block", "swept", "repeat"]
-            cells = [[spec.block, swept_name(spec.swept), str(spec.repeat)] for spec in specs]
+        headers = ["block", *(name.replace("_", "_\n") for name in names.values()), "repeat"]
+        swept = [[written(path, spec.swept[path]) if path in spec.swept else "" for path in names] for spec in specs]
+        rows = [[spec.block, *values, str(spec.repeat)] for spec, values in zip(specs, swept, strict=True)]
+        widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in zip(headers, *rows, strict=True)]
+        if sum(widths) + GAP * (len(widths) - 1) > room:
+            headers, rows = ["trial"], [[_cut(run_name(spec.block, spec.swept, spec.repeat), room)] for spec in specs]
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="")
         for header in headers:
-            table.add_column(header, justify="left" if header in ("block", "swept") else "right", no_wrap=True, overflow="ellipsis")
+            table.add_column(header, justify="left" if header in ("block", "trial") else "right", vertical="bottom", no_wrap=True)
         table.add_column("", no_wrap=True, overflow="ellipsis", min_width=FIGURE)
-        for row, (_, figure) in zip(cells, shown, strict=True):
+        for row, (_, figure) in zip(rows, shown, strict=True):
             table.add_row(*row, figure)
         return table
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _state(result: Told) -> str:
