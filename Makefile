@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability bench-forecast bench-advise bench-tracking clean
+.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability bench-forecast bench-advise bench-tracking bench-dry-run clean
 
 sweep: $(VENV)/requirements.done
 	$(RUN) launch.py sweep.yaml
@@ -49,6 +49,9 @@ bench-advise: $(VENV)/requirements.done
 
 bench-tracking: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.tracking
+
+bench-dry-run: $(VENV)/requirements-dev.done
+	$(RUN) -m tests.benchmarks.dry_run
 
 gpu: $(VENV)/requirements-dev.done
 	$(RUN) -m tests.benchmarks.gpu

@@ -8,15 +8,20 @@ from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, sweep_runs
 from sweeps.tracking import SETTLED, database_file, resolve_uri
 
 SHOWN_FAILURES = 5
+TABLES = (tradeoff.tables, epochs.tables, forecasts.tables, fit.tables, cycles.tables)  # of a block, in this order
+ADVICE = (recommendation.sentences,)
 
 
 def render(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT, markdown: bool = False) -> str:
-    """Every table of a sweep for the terminal, or as Markdown for its artifact tables.md. LookupError: no such sweep."""
+    """Every table of a sweep for the terminal, or as Markdown for its artifact tables.md. LookupError: no such sweep.
+
+    What to do comes last, where whoever looks at a terminal looks first.
+    """
     frame = sweep_runs(name, uri, experiment)
     parts = [_head(frame, markdown)]
-    for _, trials in frame.groupby("block", sort=False):
-        for of_block in (tradeoff.tables, epochs.tables, forecasts.tables, recommendation.sentences, fit.tables, cycles.tables):
-            parts += of_block(trials, markdown)
+    for of_blocks in (TABLES, ADVICE):
+        for _, trials in frame.groupby("block", sort=False):
+            parts += [text for of_block in of_blocks for text in of_block(trials, markdown)]
     return "\n\n".join([*parts, _next(name, uri, experiment, markdown)]) + "\n"
 
 

@@ -42,14 +42,21 @@ def parse_duration(value: Any) -> Any:
     return float(match[1]) * _SECONDS[match[2]]
 
 
+_DurationText = Annotated[str, Field(pattern=r"^\s*\d+(\.\d+)?\s*[smhSMH]\s*$", examples=["20m", "90s", "2h"])]
+Duration = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=float | _DurationText)]
+
+SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+BLOCK_NAME = r"[A-Za-z0-9_-]{1,100}"
+
+
 def _safe_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+    if not re.fullmatch(SAFE_NAME, value):
         raise ValueError(f"{shown(value)} can't name a file. Write up to 100 letters, digits, '.', '_' or '-', a letter or digit first.")
     return value
 
 
 def _block_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", value):
+    if not re.fullmatch(BLOCK_NAME, value):
         raise ValueError(f"{shown(value)} can't name a block. Write letters, digits, '_' or '-'.")
     return value
 
@@ -130,7 +137,9 @@ class ResolvedBlock:
 class SweepConfig(Group):
     """A sweep file. `parameters` holds the trial's groups (speech.config.TrialConfig); `{values: [...]}` in it is a swept value."""
 
-    name: Annotated[str, AfterValidator(_safe_name)] = Field(description="the sweep's name, in letters, digits, '.', '_' and '-'")
+    name: Annotated[str, AfterValidator(_safe_name)] = Field(
+        description="the sweep's name, in letters, digits, '.', '_' and '-'", json_schema_extra={"pattern": f"^{SAFE_NAME}$"}
+    )
     method: Literal["grid", "forecast"] = Field(
         "grid", description="grid: every combination; forecast: those whose forecast could change the recommendation, the rest is foreseen"
     )
@@ -143,13 +152,15 @@ class SweepConfig(Group):
     repeats: Repeats = Field(1, description="complete passes over all points")
     parameters: Parameters = Field({}, description="the trial's parameters, constant or swept")
     blocks: dict[Annotated[str, AfterValidator(_block_name)], Block] = Field(
-        {}, description="questions; without any, one block named trials"
+        {},
+        description="questions; without any, one block named trials",
+        json_schema_extra={"propertyNames": {"pattern": f"^{BLOCK_NAME}$"}},
     )
     exclude: list[dict[str, Any]] = Field([], description="points not to run: conditions on parameters that hold together")
     resources: Resources = Field(Resources(), description="what each trial asks of its node")
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="training threads, the same for all trials")
     warmup_epochs: int = Field(1, ge=0, le=10_000, description="first epochs that train like the others but that the clock ignores")
-    trial_timeout: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] = Field(
+    trial_timeout: Annotated[Duration, Field(gt=0)] = Field(
         1200.0, description="a trial that takes longer is ended: 20m, 90s, 2h or seconds; kept in seconds"
     )
     max_restarts: int = Field(

@@ -237,7 +237,10 @@ def _log(folder: Path) -> str:
 
 
 def _kept_snapshots(learned: Path, folder: Path, heard: _Heard, launch: Launch, sender: Sender, block: str) -> dict[str, Path]:
-    """Linked into the trial's folder, where they outlast what it learned. `best` keeps each trial's best snapshot, and all members of the best ensemble of the block so far, which --test will read."""
+    """Which are uploaded, linked into the trial's folder, where they outlast what it learned.
+
+    `best` keeps each trial's best snapshot, and all members of the best ensemble of the block so far, which --test will read.
+    """
     if heard.summary is None or not heard.snapshots or launch.keep == "none":
         return {}
     kept = heard.snapshots

@@ -47,11 +47,13 @@ class RayEnded(RuntimeError):
     """Ray gave up under way, or a process of its without which nothing goes on was killed."""
 
 
-def run(
-    trials: list[TrialSpec], launch: Launch, node: Node, request: dict[str, float], done: Callable[[TrialSpec, dict[str, Any]], bool]
-) -> None:
+Tell = Callable[[TrialSpec, dict[str, Any]], None]
+Ended = Callable[[TrialSpec, dict[str, Any]], bool]
+
+
+def run(trials: list[TrialSpec], launch: Launch, node: Node, request: dict[str, float], done: Ended, hear: Tell) -> None:
     """Runs all trials; `done` hears of each, as `_trial` tells it, or with `lost`: why Ray could not finish it; it returns whether others
-    may start after that one.
+    may start after that one. Before that `hear` is told `started`, and `epoch` with the metrics of each that has ended.
 
     `request`: Ray resources of every trial, as {"CPU": 2, "GPU": 1}. Raises RayEnded; trials that have ended are settled then.
     """
@@ -77,7 +79,7 @@ def run(
                     reuse_actors=True, scheduler=queue, trial_dirname_creator=lambda trial: trials[trial.config["index"]].key
                 ),
                 run_config=tune.RunConfig(
-                    storage_path=str(scratch), name="tune", verbose=0, callbacks=[_listener(trials, done, queue.end)]
+                    storage_path=str(scratch), name="tune", verbose=0, callbacks=[_listener(trials, done, hear, queue.end)]
                 ),
             )
             with _interrupted_without("raylet", "gcs_server"), _in_a_line():
@@ -165,12 +167,19 @@ def _queue() -> Any:
     return Queue()
 
 
-def _listener(trials: list[TrialSpec], done: Callable[[TrialSpec, dict[str, Any]], bool], end: Callable[[], None]) -> Any:
+def _listener(trials: list[TrialSpec], done: Ended, hear: Tell, end: Callable[[], None]) -> Any:
     from ray import tune
 
     class Listener(tune.Callback):
         def __reduce__(self) -> Any:
             return tune.Callback, ()  # Tune writes all its settings to a file, which nobody reads
+
+        def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            hear(specs[trial.config["index"]], {"started": True})
+
+        def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
+            if "epoch" in result:
+                hear(specs[trial.config["index"]], result)
 
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             if "outcome" in trial.last_result:  # else the queue was ended before it started

@@ -10,32 +10,33 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from speech.config import Pinned, cache_dir
 from speech.cpu import cpu_model
 from sweeps import calibration, janitor, outbox, preflight
 from sweeps.away import TrackerAway, asked, is_away, reason
 from sweeps.config import SweepConfig
-from sweeps.disturbance import is_timing
 from sweeps.isolation import Template
 from sweeps.outlook import Outlook, outlook
 from sweeps.plan import KEY_DIGITS, Plan, TrialSpec
 from sweeps.preflight import Node, PreflightError, Say
+from sweeps.provenance import differences, here, software
 from sweeps.relay import LEARNED, Launch
 from sweeps.shm_fit import counted
+from sweeps.states import DISTURBED, Asked, asked_for, kind, settled_for_good, states, without
 from sweeps.tracking import Tracking
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 WORK_FOLDER = Path(".sweeps")  # what is under way; a trial's folder goes when MLflow has its files
 AWAY_S = 20.0  # how long the end of a sweep waits for a tracker that is away, when records wait for it
 REMAINS = "remains"  # in the sweep's folder while Ray runs: the folder of what is to go with the launch
-VERSIONS = ("torch", "torchvision", "torchaudio", "ray", "mlflow")
 
 
 @dataclass
@@ -46,10 +47,14 @@ class Sweep:
     tracking: Tracking
     parent: str  # run id
     outlook: Outlook
-    settled: dict[str, str]  # key -> outcome; without those that are due again, having been disturbed
+    states: dict[str, str]  # by the key of a trial that has run; sweeps/states.py
     folder: Path
     node: Node
     template: Template
+    found: dict[str, str] = field(default_factory=dict)  # the states when it was opened, and what is asked for of them
+    asked: Asked = field(default_factory=Asked)
+    forgotten: frozenset[str] = frozenset()  # ids of runs before this launch of what is asked for: to be run again, it has not run
+    differs: list[str] = field(default_factory=list)  # what settled trials ran on or with that is not so now
     pinned: dict[str, Pinned] = field(default_factory=dict)  # by the trial's key
 
     @property
@@ -58,11 +63,24 @@ class Sweep:
 
     @property
     def left(self) -> list[TrialSpec]:
-        return self.outlook.left(self.settled)
+        return self.outlook.left(settled_for_good(self.states), self.asked.keys)
+
+    @property
+    def unsettled(self) -> list[TrialSpec]:
+        """Without those that were disturbed: they are settled, whether they run once more or not."""
+        return [trial for trial in self.left if self.states.get(trial.key) != DISTURBED]
+
+    def runs(self) -> "list[Run]":
+        """Every attempt that counts, newest first."""
+        return without(self.tracking.trials(self.parent), self.forgotten)
+
+    def look(self) -> None:
+        """Reads the states anew."""
+        self.states = states(self.runs(), self.plan.trials)
 
     def clear(self) -> None:
         """Removes what lies in the sweep's folder of trials that no launch will go on with: those that are settled, or not planned."""
-        left = {trial.key for trial in self.left}
+        left = {trial.key for trial in self.plan.trials} - settled_for_good(self.states).keys()
         for folder in [*self.folder.glob("[0-9a-f]" * KEY_DIGITS), *self.folder.glob(f"{LEARNED}/*")]:
             if folder.name not in left:
                 shutil.rmtree(folder)
@@ -71,8 +89,8 @@ class Sweep:
 
 
 @contextmanager
-def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[Sweep]:
-    """Preflight, plan and forecasts. Raises PreflightError before any trial is started.
+def opened(config: SweepConfig, text: str, rebuild: str, rerun: Sequence[str], say: Say) -> Iterator[Sweep]:
+    """Preflight, plan and forecasts. Raises PreflightError, or UnknownKey of what --rerun asks for, before any trial is started.
 
     `text`: the YAML; `rebuild`: the command that prints its tables again.
     """
@@ -86,14 +104,14 @@ def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[S
         node = preflight.survey(template, config, folder / "preflight.log")
         made = outlook(config, say)
         trials = made.plan.trials
+        asked_for(rerun, trials, {})  # keys that there are not are told before anything is prepared
         request(config, node, trials)  # what the node can't give is known before anything is prepared
         preflight.check_sizes(config, [trial.config for trial in trials])
         preflight.prepare(template, [trial.config for trial in trials], folder / "preflight.log", say)
         with reached(config):
             parent = tracking.start_sweep(config.name, text, made.rows(), rebuild)
             tracking.close_orphans(parent, folder)
-            settled = settled_for_good(tracking, parent, trials)
-        sweep = Sweep(config, tracking, parent, made, settled, folder, node, template)
+            sweep = _standing(Sweep(config, tracking, parent, made, {}, folder, node, template), rerun)
         sweep.clear()
         try:
             _foresee(sweep, say)
@@ -103,6 +121,17 @@ def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[S
                 raise _unusable(config, error) from error
             raise
         yield sweep
+
+
+def _standing(sweep: Sweep, rerun: Sequence[str]) -> Sweep:
+    """Where its trials stand. What --rerun asks for has not run, as far as this launch is concerned."""
+    runs, trials = sweep.runs(), sweep.plan.trials
+    sweep.found = states(runs, trials)
+    sweep.asked = asked_for(rerun, trials, sweep.found)
+    sweep.forgotten = frozenset(run.info.run_id for run in runs if run.data.tags["key"] in (sweep.asked.keys or ()))
+    sweep.states = states(without(runs, sweep.forgotten), trials)
+    sweep.differs = differences(runs, trials, here(sweep.config, sweep.node))
+    return sweep
 
 
 def _foresee(sweep: Sweep, say: Say) -> None:
@@ -116,34 +145,28 @@ def _foresee(sweep: Sweep, say: Say) -> None:
     private, log = config.resources.shm == "private", sweep.folder / "calibration.log"
     found = calibration.obtain(sweep.template, due.values(), private, log, say)
     found |= calibration.cached({each.name for each in wanted.values()} - due.keys())  # of settled trials: nothing is measured for them
-    sweep.outlook.foresee(wanted, found, tracking.settled_keys(sweep.parent))  # a trial that is due once more was chosen before
+    chosen = {key for key, state in sweep.found.items() if kind(state) in ("settled", DISTURBED)} | sweep.asked.named
+    sweep.outlook.foresee(wanted, found, chosen)  # a trial that is due once more was chosen before
     tracking.log_plan(sweep.parent, sweep.outlook.rows())
     if found:
         tracking.log_calibrations(sweep.parent, {name: each.model_dump() for name, each in found.items()})
 
 
-def settled_for_good(tracking: Tracking, parent: str, trials: list[TrialSpec]) -> dict[str, str]:
-    """key -> outcome of the trials that no launch runs again. A trial whose time is what its block is after is due once more where it
-    was disturbed."""
-    known, disturbed = tracking.settled_keys(parent), tracking.disturbed_once(parent)
-    again = {trial.key for trial in trials if trial.key in disturbed and is_timing(trial.metric.name)}
-    return {trial.key: known[trial.key] for trial in trials if trial.key in known.keys() - again}
-
-
 def heading(sweep: Sweep) -> str:
-    """What is about to run and how long it will take, and what is foreseen not to fit into /dev/shm for certain."""
+    """What is about to run and how long it will take, what is foreseen not to fit into /dev/shm for certain, and what is not as it was."""
     fits = [sweep.outlook.fits[trial.key] for trial in sweep.left]
-    foreseen = f"/dev/shm: {counted(fits)} (--dry-run shows which)"
-    return "\n".join([sweep.outlook.outline(sweep.settled), *([foreseen] if {fit.verdict for fit in fits} - {"fits"} else [])])
+    foreseen = [f"/dev/shm: {counted(fits)} (--dry-run shows which)"] if {fit.verdict for fit in fits} - {"fits"} else []
+    return "\n".join([sweep.outlook.outline(sweep.found, sweep.left), *foreseen, *sweep.differs])
 
 
 def settle_up(sweep: Sweep, patience_s: float = 0.0) -> None:
-    """Sends what waits, and then closes what a relay that died has left open. Raises TrackerAway, having closed nothing."""
+    """Sends what waits, closes what a relay that died has left open, and looks where trials stand. Raises TrackerAway, having closed
+    nothing."""
     if unsent := outbox.deliver(sweep.folder, patience_s):
         raise TrackerAway(outbox.told(unsent))
     with asked(sweep.tracking.uri):
         sweep.tracking.close_orphans(sweep.parent, sweep.folder)
-        sweep.settled = settled_for_good(sweep.tracking, sweep.parent, sweep.plan.trials)
+        sweep.look()
     sweep.clear()
 
 
@@ -168,7 +191,7 @@ def launch_of(sweep: Sweep) -> Launch:
         planned=frozenset(trial.key for trial in sweep.plan.trials),
         attempts=attempts,
         keep=config.snapshots.keep,
-        provenance=provenance(),
+        provenance=software(),
         pinned=sweep.pinned,
         fits=sweep.outlook.fits,
         forecasts=sweep.outlook.forecasts,
@@ -215,17 +238,6 @@ def request(config: SweepConfig, node: Node, trials: list[TrialSpec]) -> dict[st
             "Write auto, or what it has."
         )
     return {"CPU": cores if asked.exclusive_node else cpus} | ({"GPU": gpus} if gpus else {})
-
-
-def provenance() -> dict[str, Any]:
-    """Tags that say what ran: library versions and the commit of this checkout."""
-    git = shutil.which("git")
-    described = None
-    if git:
-        root = Path(__file__).resolve().parent.parent
-        answer = subprocess.run([git, "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-        described = answer.stdout.strip() or None
-    return {"versions": {name: version(name) for name in VERSIONS}, "git_commit": described}
 
 
 def _tracking(config: SweepConfig) -> Tracking:

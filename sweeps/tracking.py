@@ -79,9 +79,36 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 
 def run_name(block: str, swept: Mapping[str, Any], repeat: int) -> str:
     """'workers · num_workers=4 shm_size=64M · repeat 1'."""
+    return " · ".join(part for part in (block, swept_name(swept), f"repeat {repeat}") if part)[: _LONGEST["name"]]
+
+
+def swept_name(swept: Mapping[str, Any]) -> str:
+    """'num_workers=4 shm_size=64M'."""
     short = short_names(swept)
-    values = " ".join(f"{short[path]}={written(path, value)}" for path, value in swept.items())
-    return " · ".join(part for part in (block, values, f"repeat {repeat}") if part)[: _LONGEST["name"]]
+    return " ".join(f"{short[path]}={written(path, value)}" for path, value in swept.items())
+
+
+def settled_of(runs: "Iterable[Run]") -> dict[str, str]:
+    """key -> outcome of the latest settled run with that key. `runs`: trials, newest first."""
+    settled: dict[str, str] = {}
+    for run in runs:
+        outcome = run.data.tags.get("outcome")
+        if outcome in SETTLED and run.info.status != "RUNNING":
+            settled.setdefault(run.data.tags["key"], outcome)
+    return settled
+
+
+def disturbed_of(runs: "Iterable[Run]") -> set[str]:
+    """Keys of trials that were disturbed from outside and have not been run again; a second run that failed was one all the same.
+    `runs`: trials, newest first."""
+    latest: dict[str, Mapping[str, str]] = {}  # key -> tags
+    settled: Counter[str] = Counter()
+    for run in runs:
+        tags = run.data.tags
+        if run.info.status != "RUNNING" and tags.get("outcome") != "interrupted":
+            latest.setdefault(tags["key"], tags)
+            settled[tags["key"]] += tags.get("outcome") in SETTLED
+    return {key for key, tags in latest.items() if "disturbed" in tags and tags.get("outcome") in SETTLED and settled[key] == 1}
 
 
 class Tracking:
@@ -136,12 +163,7 @@ class Tracking:
 
     def settled_keys(self, parent: str) -> dict[str, str]:
         """key -> outcome of the latest settled run with that key."""
-        settled: dict[str, str] = {}
-        for run in self.trials(parent):
-            outcome = run.data.tags.get("outcome")
-            if outcome in SETTLED and run.info.status != "RUNNING":
-                settled.setdefault(run.data.tags["key"], outcome)
-        return settled
+        return settled_of(self.trials(parent))
 
     def attempts(self, parent: str) -> Counter[str]:
         """key -> how many runs there are with that key."""
@@ -149,14 +171,7 @@ class Tracking:
 
     def disturbed_once(self, parent: str) -> set[str]:
         """Keys of trials that were disturbed from outside and have not been run again. A second run that failed was one all the same."""
-        latest: dict[str, Mapping[str, str]] = {}  # key -> tags
-        settled: Counter[str] = Counter()
-        for run in self.trials(parent):
-            tags = run.data.tags
-            if run.info.status != "RUNNING" and tags.get("outcome") != "interrupted":
-                latest.setdefault(tags["key"], tags)
-                settled[tags["key"]] += tags.get("outcome") in SETTLED
-        return {key for key, tags in latest.items() if "disturbed" in tags and tags.get("outcome") in SETTLED and settled[key] == 1}
+        return disturbed_of(self.trials(parent))
 
     def close_orphans(self, parent: str, folder: Path) -> list[str]:
         """Marks trials that a dead launch or relay left open as interrupted, with what lies in <folder>/<key>; returns their names."""

@@ -115,6 +115,7 @@ def read(path: Path) -> Source:
 def _read(text: str, name: str, places: dict[KeyPath, int | str], faults: list[Fault]) -> Any:
     """YAML text -> plain Python. Fills `places` with lines, and `faults` with those that leave the rest readable."""
     yaml = YAML(typ="safe", pure=True)
+    yaml.composer.warn_double_anchors = False  # YAML 1.2 lets a later anchor take an earlier one's name
     try:
         node = yaml.compose(io.StringIO(text))
         return None if node is None else _Plain(yaml, places, faults).value(node, ())

@@ -164,7 +164,7 @@ def test_settled_trials_do_not_run_again_and_a_new_repeat_does(launched, tones) 
     folder, _ = launched
     (folder / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=2))
     done = launch(folder, "--set", "blocks.workers.parameters.loader.num_workers=0", "--set", "blocks.cycles.repeats=1")
-    assert "6 trials (4 in workers, 2 in cycles), 4 settled, 2 to run" in done.stdout
+    assert "6 trials (4 in workers, 2 in cycles), 4 settled, 2 new; 2 to run" in done.stdout
     assert done.returncode == 0
 
 

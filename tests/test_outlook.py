@@ -38,8 +38,8 @@ def foresee(made, settled=()) -> None:
 def test_before_anything_is_calibrated_a_row_is_a_trial_and_nothing_is_left_out(made) -> None:
     rows = made.rows()
     assert [row.keys() for row in rows] == [{"key", "block", "repeat", "swept"}] * 6
-    assert made.outline([]) == "\n".join(
-        ["planted: 6 trials (6 in trials), 0 settled, 6 to run", "which trials are measured is chosen once a launch has calibrated"]
+    assert made.outline({}, made.left([])) == "\n".join(
+        ["planted: 6 trials (6 in trials), 6 new; 6 to run", "which trials are measured is chosen once a launch has calibrated"]
     )
 
 
@@ -72,14 +72,15 @@ def test_what_is_settled_has_been_measured(made) -> None:
     slow = made.plan.trials[0].key
     foresee(made, {slow: "completed"})
     assert "measured" not in next(row for row in made.rows() if row["key"] == slow)
-    assert made.outline([slow]).startswith("planted: 6 trials (6 in trials), 1 settled, 1 to run, about 0 s")
+    said = made.outline({slow: "completed"}, made.left([slow]))
+    assert said.startswith("planted: 6 trials (6 in trials), 1 settled, 1 new, 4 not measured; 1 to run, about 0 s")
 
 
 def test_the_time_it_will_take_is_that_of_the_epochs_that_are_left(made) -> None:
     """2 epochs each of 390, 290 and 230 ms; what overflows ends at once, so leaving it out saves nothing."""
     foresee(made)
-    assert made.outline([]).splitlines() == [
-        "planted: 6 trials (6 in trials), 0 settled, 1 to run, about 0 s",
+    assert made.outline({}, made.left([])).splitlines() == [
+        "planted: 6 trials (6 in trials), 1 new, 5 not measured; 1 to run, about 0 s",
         "measured: 1 of 6 trials; 5 are forecast, about 2 s saved",
     ]
 
