@@ -135,6 +135,7 @@ def dry_run(config: SweepConfig, rerun: list[str], as_json: bool) -> int:
 def launch(config: SweepConfig, text: str, rerun: list[str], test: bool) -> int:
     """Runs a checked sweep to its tables; returns the exit code. `text`: the YAML, kept with the runs."""
     # Imported here: a faulty file is answered in a second, without MLflow
+    from analysis.report import report
     from analysis.tables import rebuild_command, render
     from sweeps import holdout, interrupt, rounds, sweep
     from sweeps.away import TrackerAway, asked
@@ -143,7 +144,7 @@ def launch(config: SweepConfig, text: str, rerun: list[str], test: bool) -> int:
     from sweeps.states import UnknownKey
 
     where = config.name, config.tracking.uri, config.tracking.experiment
-    status, tables = "KILLED", None
+    status, tables, page = "KILLED", None, None
     try:
         opening = sweep.opened(config, text, rebuild_command(*where), rerun, print)
         with interrupt.interruptible(config.time_budget), opening as opened:
@@ -155,13 +156,14 @@ def launch(config: SweepConfig, text: str, rerun: list[str], test: bool) -> int:
                 with asked(config.tracking.uri):
                     status, tables = "FAILED" if failed else "KILLED" if opened.unsettled else "FINISHED", render(*where, markdown=True)
                     print("\n" + render(*where))
+                    page = report(*where)
                 if test and opened.unsettled:
                     print("--test waits until every trial is settled: the best ensemble may be among those that are not.")
                 elif test:
                     with asked(config.tracking.uri):
                         holdout.read(opened, print)
             finally:
-                sweep.finish(opened, status, tables)
+                sweep.finish(opened, status, tables, page)
     except UnknownKey as problem:
         print(f"--rerun {problem}", file=sys.stderr)
         return 2
