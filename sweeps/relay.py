@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from speech.config import Pinned, Trial
+from sweeps import notes
 from sweeps.disturbance import disturbance
 from sweeps.forecast import Forecast
 from sweeps.hang import modelled_wait_s
@@ -23,7 +24,7 @@ from sweeps.outcome import Outcome, classify
 from sweeps.plan import TrialSpec
 from sweeps.shm_fit import ShmFit
 from sweeps.trace import write_trace
-from sweeps.tracking import Tracking
+from sweeps.tracking import Tracking, written
 
 SETUP_TAGS = (
     "device",
@@ -109,6 +110,11 @@ def run_trial(
     if launch.exclusive:  # otherwise the trials beside it are what disturbs it, and it is as it should be
         tags["disturbed"] = disturbance(summary, heard.epochs)
     files = _files(folder, heard) | _kept_snapshots(folder, heard, launch, tracking, spec.block)
+    tags[notes.NOTE] = notes.of_ended_trial(
+        spec.block, spec.repeat, {path: written(path, value) for path, value in spec.swept.items()}, outcome=outcome.name,
+        evidence=outcome.evidence, figures=(foreseen.metrics() if foreseen else {}) | summary, disturbed=tags.get("disturbed"),
+        artifacts=files,
+    )  # fmt: skip
     tracking.finish_trial(run_id, outcome.name, outcome.evidence, summary, tags, files)
     shutil.rmtree(folder)
     return outcome, summary

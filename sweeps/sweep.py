@@ -149,7 +149,7 @@ def _launch(sweep: Sweep) -> Launch:
         private_shm=config.resources.shm == "private",
         planned=frozenset(trial.key for trial in sweep.plan.trials),
         keep=config.snapshots.keep,
-        provenance=provenance(),
+        provenance=provenance() | {"sweep": config.name},
         pinned=sweep.pinned,
         fits=sweep.outlook.fits,
         forecasts=sweep.outlook.forecasts,

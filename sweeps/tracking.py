@@ -7,6 +7,7 @@ logged under which name, and in which unit, stands in metrics.py; other names ar
 actors can write at the same time, each with a `Tracking` of its own. MLflow is imported when one is made: two seconds.
 """
 
+import difflib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speech.config import format_size
+from sweeps import notes
 from sweeps.metrics import check_name
 
 if TYPE_CHECKING:
@@ -92,6 +94,33 @@ def children(client: "MlflowClient", parent: "Run") -> "list[Run]":
     return search_all(client, parent.info.experiment_id, query)
 
 
+def find_sweep(name: str, uri: str, experiment: str) -> "tuple[MlflowClient, Run]":
+    """The tracker and the sweep's parent run, or a LookupError that says what there is. Makes no database."""
+    uri = resolve_uri(uri)
+    file = database_file(uri)
+    if file and not file.exists():  # MLflow would make an empty database here
+        raise LookupError(f"no tracking database at {file}. Run a sweep first, or name another database with --uri.")
+    client = connect(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        there = [each.name for each in client.search_experiments()]
+        raise LookupError(f"no experiment {experiment!r} at {uri}. There are: {', '.join(there)}.")
+    sweeps = search_all(client, found.experiment_id, "tags.kind = 'sweep'")
+    for run in sweeps:
+        if run.data.tags["sweep"] == name:
+            return client, run
+    there = [run.data.tags["sweep"] for run in sweeps]
+    near = difflib.get_close_matches(name, there, 1)
+    listed = f"There are: {', '.join(there)}." if there else "It holds no sweep yet."
+    raise LookupError(f"no sweep {name!r} in experiment {experiment!r} at {uri}. {listed}" + (f" Did you mean {near[0]}?" if near else ""))
+
+
+def plan_rows(client: "MlflowClient", parent: "Run") -> list[dict[str, Any]]:
+    """The latest plan of a sweep, a row a trial, as `Tracking.log_plan` took it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return json.loads(Path(client.download_artifacts(parent.info.run_id, "plan.json", scratch)).read_text("utf-8"))
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'loader': {'num_workers': 4}} -> {'loader.num_workers': 4}; a value that is None is absent."""
     flat: dict[str, Any] = {}
@@ -150,10 +179,9 @@ class Tracking:
             tags = {"kind": "sweep", "sweep": name}
             parent = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
         self.client.update_run(parent, status="RUNNING")
-        note = (
-            f"A sweep of {len(plan)} trials; each child run is one. Its tables are in `tables.md`. To print them again:\n\n    {rebuild}\n"
-        )
-        self.client.set_tag(parent, "mlflow.note.content", note)
+        rows = [row | {"swept": {path: written(path, value) for path, value in row.get("swept", {}).items()}} for row in plan]
+        self.client.set_tag(parent, notes.NOTE, notes.of_sweep(name, rows, rebuild, self.experiment_id))
+        self.client.set_experiment_tag(self.experiment_id, notes.VIEW + name, notes.view(name, rows))
         self.client.log_text(parent, yaml_text, "sweep.yaml")
         self.log_plan(parent, plan)
         return parent
@@ -170,6 +198,11 @@ class Tracking:
         """Closes the parent run. status: FINISHED, FAILED or KILLED; `tables`: the Markdown of tables.md."""
         if tables is not None:
             self.client.log_text(parent, tables, "tables.md")
+        run = self.client.get_run(parent)
+        ended = {trial.data.tags["key"]: trial.data.tags.get("outcome", "running") for trial in reversed(self.trials(parent))}
+        ended |= self.settled_keys(parent)
+        outcomes = [ended[row["key"]] for row in plan_rows(self.client, run) if row["key"] in ended]
+        self.client.set_tag(parent, notes.NOTE, notes.of_ended_sweep(run.data.tags.get(notes.NOTE, ""), outcomes))
         self.client.set_terminated(parent, status)
 
     def trials(self, parent: str) -> "list[Run]":
@@ -229,8 +262,9 @@ class Tracking:
 
         tags: what is known of its surroundings (device, device_name, node, threads, precision, versions, git_commit ...).
         """
-        own = {"kind": "trial", "key": key, "block": block, "repeat": repeat, "swept": dict(swept), PARENT: parent}
         columns = {path: written(path, value) for path, value in swept.items()}
+        own = {"kind": "trial", "key": key, "block": block, "repeat": repeat, "swept": dict(swept), PARENT: parent}
+        own[notes.NOTE] = notes.of_trial(block, repeat, columns)
         run = self.client.create_run(
             self.experiment_id, tags=_texts({**tags, **columns, **own}, "tag"), run_name=run_name(block, swept, repeat)
         )
