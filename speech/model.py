@@ -45,7 +45,8 @@ def read_weights(path: Path, key: str = "") -> dict[str, torch.Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise WeightsError(f"{key}{path} does not exist. Write the path of a saved state_dict, imagenet or none.") from None
+        mend = " Write the path of a saved state_dict, imagenet or none." if key else ""
+        raise WeightsError(f"{key}{path} does not exist.{mend}") from None
     except Exception as error:  # torch.load raises what its unpickler meets: any type
         raise WeightsError(f"{key}{path} is not a saved state_dict of tensors ({type(error).__name__}: {error}).") from error
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):

@@ -14,6 +14,7 @@ from typing import Any
 from sweeps.metrics import METRICS
 
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description
+OF_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # pages for training, not for chats with models
 VIEW = "mlflow.sharedViewState."  # followed by the view's key: a tag of the experiment
 
 FIGURES = (  # of a trial's note, in this order
@@ -23,6 +24,11 @@ FIGURES = (  # of a trial's note, in this order
 COLUMNS = (
     "epoch_s", "forecast_epoch_s", "fill_s", "wait_fraction", "clips_per_s", "shm_peak_bytes", "accuracy", "ensemble_accuracy",
 )  # fmt: skip
+FIXED_PX = {
+    "attributes.`Run Name`": 420,
+    "runDateAndNestInfo": 120,
+    "duration": 90,
+}  # columns that every table of runs has, and their widths
 ARTIFACTS = {  # by the first part of their path
     "records.jsonl": "all that the trial told, a JSON object a line: every epoch with its raw step times",
     "trace.json.gz": "the same on a time axis: download it and drop it on [ui.perfetto.dev](https://ui.perfetto.dev)",
@@ -70,7 +76,7 @@ def of_ended_trial(
     artifacts: Iterable[str],
 ) -> str:
     """`figures`: its summary and what was foreseen of it; `artifacts`: their paths in the run."""
-    parts = [_headline(block, repeat, swept), f"**{outcome}**: `{evidence.replace('`', '')}`"]
+    parts = [_headline(block, repeat, swept), f"**{outcome}**{_in_short(figures)}: `{evidence.replace('`', '')}`"]
     if disturbed:
         parts.append(f"Disturbed from outside: {disturbed}.")
     rows = [
@@ -85,12 +91,20 @@ def of_ended_trial(
     return "\n\n".join(parts)
 
 
-def view(name: str, plan: Sequence[Mapping[str, Any]]) -> str:
-    """What the table of runs opens with: this sweep alone, in the order in which its trials ran, with what was varied and its figures."""
+def view(name: str, plan: Sequence[Mapping[str, Any]], made_ms: int) -> str:
+    """A view of the table of runs as MLflow saves one: this sweep alone, in the order in which its trials ran, what was varied beside the
+    figures, and names wide enough to be read. `made_ms`: milliseconds since 1970."""
     swept = dict.fromkeys(path for row in plan for path in row.get("swept", {}))
-    columns = [f"tags.`{tag}`" for tag in ("block", *swept, "repeat", "outcome")] + [f"metrics.`{metric}`" for metric in COLUMNS]
-    facets = {"searchFilter": f"tags.sweep = '{name}'", "orderByKey": "attributes.start_time", "orderByAsc": True}
-    return json.dumps({**facets, "selectedColumns": columns})
+    columns = [f"tags.`{tag}`" for tag in (*swept, "outcome")] + [f"metrics.`{metric}`" for metric in COLUMNS] + ["tags.`disturbed`"]
+    state = {
+        "searchFilter": f"tags.sweep = '{name}'",
+        "orderByKey": "attributes.start_time",  # any other order, and MLflow no longer nests trials under their sweep
+        "orderByAsc": True,
+        "selectedColumns": columns,
+        "columnOrder": [*FIXED_PX, *columns],
+        "columnWidths": FIXED_PX,
+    }
+    return json.dumps({"name": name, "createdAt": made_ms, "updatedAt": made_ms, "state": json.dumps(state)})
 
 
 def _headline(block: str, repeat: int, swept: Mapping[str, str]) -> str:
@@ -106,7 +120,13 @@ def _block(block: str, rows: Sequence[Mapping[str, Any]]) -> str:
             values.setdefault(path, {})[value] = None
     repeats = max(row.get("repeat", 1) for row in rows)
     what = "; ".join(f"`{path}` {', '.join(found)}" for path, found in values.items()) or "nothing is varied"
-    return f"**{block}**, {len(rows)} trials, {repeats} repeat{'s' * (repeats > 1)}: {what}"
+    return f"**{block}**, {len(rows)} trial{'s' * (len(rows) > 1)}, {repeats} repeat{'s' * (repeats > 1)}: {what}"
+
+
+def _in_short(figures: Mapping[str, float]) -> str:
+    """', 1.55 s an epoch, ensemble 84.1 %': MLflow folds a note after its first lines."""
+    said = {"epoch_s": "{} an epoch", "ensemble_accuracy": "ensemble {}"}
+    return "".join(f", {words.format(_measured(name, figures[name]))}" for name, words in said.items() if name in figures)
 
 
 def _measured(name: str, value: float) -> str:

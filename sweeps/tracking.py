@@ -181,7 +181,7 @@ class Tracking:
         self.client.update_run(parent, status="RUNNING")
         rows = [row | {"swept": {path: written(path, value) for path, value in row.get("swept", {}).items()}} for row in plan]
         self.client.set_tag(parent, notes.NOTE, notes.of_sweep(name, rows, rebuild, self.experiment_id))
-        self.client.set_experiment_tag(self.experiment_id, notes.VIEW + name, notes.view(name, rows))
+        self.client.set_experiment_tag(self.experiment_id, notes.VIEW + name, notes.view(name, rows, time.time_ns() // 1_000_000))
         self.client.log_text(parent, yaml_text, "sweep.yaml")
         self.log_plan(parent, plan)
         return parent
@@ -356,7 +356,7 @@ def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> 
 
     if client.get_experiment_by_name(name) is None:
         try:
-            client.create_experiment(name, artifact_location=artifacts)
+            client.create_experiment(name, artifact_location=artifacts, tags=notes.OF_EXPERIMENT)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process made it in between
                 raise

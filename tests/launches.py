@@ -35,5 +35,5 @@ blocks:
 
 def launch(folder: Path, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, ROOT / "launch.py", "sweep.yaml", *flags], cwd=folder, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, ROOT / "launch.py", "sweep.yaml", *flags], cwd=folder, capture_output=True, text=True, timeout=900, check=False
     )
