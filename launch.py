@@ -2,8 +2,8 @@
 
 python launch.py --advise module:make_loader measures a loader of another project instead, and says how many workers it should have.
 
-Exit codes: 0 every trial settled; 1 some trial failed; 2 faults in the YAML, or in what --advise was given; 3 preflight, or another
-launch holds the sweep; 130 interrupted.
+Exit codes: 0 every trial settled; 1 some trial failed, or its records wait for the tracker; 2 faults in the YAML, or in what --advise
+was given; 3 preflight, or another launch holds the sweep; 130 interrupted.
 """
 
 import argparse
@@ -91,33 +91,39 @@ def launch(config: SweepConfig, text: str, test: bool) -> int:
     """Runs a checked sweep to its tables; returns the exit code. `text`: the YAML, kept with the runs."""
     # Imported here: a faulty file is answered in a second, without MLflow
     from analysis.tables import rebuild_command, render
-    from sweeps import holdout, sweep
+    from sweeps import holdout, interrupt, rounds, sweep
+    from sweeps.away import TrackerAway, asked
     from sweeps.preflight import PreflightError
     from sweeps.runner import RayEnded
 
     where = config.name, config.tracking.uri, config.tracking.experiment
     status, tables = "KILLED", None
     try:
-        with sweep.opened(config, text, rebuild_command(*where), print) as opened:
+        with interrupt.interruptible(config.time_budget), sweep.opened(config, text, rebuild_command(*where), print) as opened:
             try:
                 if test:
                     holdout.check(opened)
                 print(sweep.heading(opened))
-                failed = sweep.run(opened, print)
-                status, tables = "FAILED" if failed else "FINISHED", render(*where, markdown=True)
-                print("\n" + render(*where))
-                if test and failed:
-                    print("--test waits until every trial is settled: the best ensemble may be among those that failed.")
+                failed = rounds.run(opened, print)
+                with asked(config.tracking.uri):
+                    status, tables = "FAILED" if failed else "KILLED" if opened.left else "FINISHED", render(*where, markdown=True)
+                    print("\n" + render(*where))
+                if test and opened.left:
+                    print("--test waits until every trial is settled: the best ensemble may be among those that are not.")
                 elif test:
-                    holdout.read(opened, print)
+                    with asked(config.tracking.uri):
+                        holdout.read(opened, print)
             finally:
-                opened.tracking.finish_sweep(opened.parent, status, tables)
+                sweep.finish(opened, status, tables)
     except PreflightError as problem:
         print(problem, file=sys.stderr)
         return 3
-    except RayEnded as problem:
+    except (RayEnded, TrackerAway) as problem:
         print(f"\n{problem}", file=sys.stderr)
         return 1
+    except interrupt.BudgetPassed:
+        print("\ntime_budget has passed before any trial could start: the same command begins anew.")
+        return 0
     return 1 if failed else 0
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from sweeps.metrics import SUMMARY
-from sweeps.tracking import SETTLED, children, find_sweep, plan_rows, resolve_uri, short_names, written
+from sweeps.tracker import find_sweep, plan_rows, resolve_uri
+from sweeps.tracking import SETTLED, children, short_names, written
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -304,7 +304,8 @@ class Trial(Group):
     seed: int
     warmup_epochs: int = Field(1, ge=0, description="they train and count in the schedule; only the clock ignores them")
     pinned: Pinned = Pinned()
-    folder: str = Field(description="the trial's own folder, for snapshots")
+    folder: str = Field(description="the trial's own folder, for snapshots and for what it goes on from")
+    continues: bool = Field(False, description="keep at each cycle end what it takes to go on from there, and go on from what is kept")
 
 
 def cache_dir() -> Path:

@@ -26,7 +26,7 @@ MAX_TRIALS = 100_000  # more is a slip of the pen: at a second a trial they woul
 
 MetricName = Literal["epoch_s", "fill_s", "wait_fraction", "clips_per_s", "shm_peak_bytes", "train_s", "accuracy", "ensemble_accuracy"]
 _OF_WARM_EPOCHS = {"epoch_s", "fill_s", "wait_fraction", "clips_per_s"}
-_OF_LEARNING = {"accuracy", "ensemble_accuracy"}
+OF_LEARNING = {"accuracy", "ensemble_accuracy"}  # their trials go on from a cycle end; where time is the metric they start over
 _MORE_IS_BETTER = {"clips_per_s", "accuracy", "ensemble_accuracy"}
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -151,6 +151,16 @@ class SweepConfig(Group):
     warmup_epochs: int = Field(1, ge=0, le=10_000, description="first epochs that train like the others but that the clock ignores")
     trial_timeout: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] = Field(
         1200.0, description="a trial that takes longer is ended: 20m, 90s, 2h or seconds; kept in seconds"
+    )
+    max_restarts: int = Field(
+        1, ge=0, le=100, description="further attempts, in the same launch, at a trial that was out of memory or whose Ray process was lost"
+    )
+    on_failure: Literal["continue", "stop"] = Field(
+        "continue", description="stop: no trial starts after one has failed that isn't attempted again; those that run are left to end"
+    )
+    run_cap: int | None = Field(None, ge=1, description="the most trials that one launch starts; absent: all that are left")
+    time_budget: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] | None = Field(
+        None, description="a launch that takes longer stops as if by Ctrl-C: 10m, 90s, 2h or seconds; absent: no limit"
     )
     snapshots: Snapshots = Field(Snapshots(), description="which weights are uploaded")
     tracking: Tracking = Field(Tracking(), description="where the figures are kept")
@@ -282,7 +292,7 @@ def _rule(config: SweepConfig, block: ResolvedBlock, broken: set[KeyPath]) -> Ru
         if metric in _OF_WARM_EPOCHS and epochs <= warmup:
             mend = f"Write epochs: {warmup + 1} or more, or warmup_epochs: {epochs - 1}."
             yield ("sgdr", "epochs"), f"{epochs} is too few: after {warmup} of warm-up none is left for {metric}. {mend}"
-        if metric in _OF_LEARNING and "paced" in trial.device.first_of:
+        if metric in OF_LEARNING and "paced" in trial.device.first_of:
             yield (
                 ("device",),
                 f"paced learns nothing, so block {block.name} can't compare {metric}. Write auto, cuda or cpu, or metric epoch_s.",

@@ -21,6 +21,7 @@ from sweeps import grid
 from sweeps.config import Metric, ResolvedBlock, SweepConfig
 from sweeps.exclude import sift
 
+KEY_DIGITS = 12  # hexadecimal
 _OF_WORKERS = ("prefetch_factor", "start_method", "persistent_workers")  # the loader's keys that mean nothing at 0 workers
 
 
@@ -28,7 +29,7 @@ _OF_WORKERS = ("prefetch_factor", "start_method", "persistent_workers")  # the l
 class TrialSpec:
     """One trial: what it computes, and what its runner needs of its block."""
 
-    key: str  # 12 hex digits
+    key: str  # KEY_DIGITS hexadecimal digits
     block: str
     repeat: int  # from 1
     seed: int  # the sweep's in the first repeat, one more in the next: the same for all points of a repeat
@@ -166,4 +167,4 @@ def _deciding(trial: TrialConfig) -> dict[str, Any]:
 
 def _hash(deciding: dict[str, Any]) -> str:
     canonical = json.dumps(deciding, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_DIGITS]

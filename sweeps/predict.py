@@ -20,7 +20,8 @@ import tabulate
 from speech.config import TrialConfig
 from sweeps import ensemble
 from sweeps.config import Tracking
-from sweeps.tracking import children, find_sweep, plan_rows, resolve_uri
+from sweeps.tracker import find_sweep, plan_rows, resolve_uri
+from sweeps.tracking import children
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

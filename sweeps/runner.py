@@ -48,9 +48,10 @@ class RayEnded(RuntimeError):
 
 
 def run(
-    trials: list[TrialSpec], launch: Launch, node: Node, request: dict[str, float], done: Callable[[TrialSpec, dict[str, Any]], None]
+    trials: list[TrialSpec], launch: Launch, node: Node, request: dict[str, float], done: Callable[[TrialSpec, dict[str, Any]], bool]
 ) -> None:
-    """Runs all trials; `done` hears of each, with its outcome, evidence and summary, or with `lost`: why Ray could not finish it.
+    """Runs all trials; `done` hears of each, as `_trial` tells it, or with `lost`: why Ray could not finish it; it returns whether others
+    may start after that one.
 
     `request`: Ray resources of every trial, as {"CPU": 2, "GPU": 1}. Raises RayEnded; trials that have ended are settled then.
     """
@@ -58,7 +59,8 @@ def run(
     import ray
     from ray import tune
 
-    with kept_tidy() as scratch, _ray_muted(scratch / "ray.log"):
+    with kept_tidy(launch.remains) as scratch, _ray_muted(scratch / "ray.log"):
+        terminate = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 address="local", num_cpus=len(node.cpus), num_gpus=len(node.gpus), include_dashboard=False,
@@ -66,12 +68,17 @@ def run(
                 logging_level=logging.CRITICAL, log_to_driver=False,
             )  # fmt: skip
             logging.getLogger("ray").setLevel(logging.CRITICAL)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # instead of Ray's, which prints a stack; ends like Ctrl-C
+            signal.signal(signal.SIGTERM, terminate)  # instead of Ray's, which prints a stack
+            queue = _queue()
             tuner = tune.Tuner(
                 tune.with_resources(tune.with_parameters(_trial, trials=trials, launch=launch), tune.PlacementGroupFactory([request])),
                 param_space={"index": tune.grid_search(list(range(len(trials))))},
-                tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trials[trial.config["index"]].key),
-                run_config=tune.RunConfig(storage_path=str(scratch), name="tune", verbose=0, callbacks=[_listener(trials, done)]),
+                tune_config=tune.TuneConfig(
+                    reuse_actors=True, scheduler=queue, trial_dirname_creator=lambda trial: trials[trial.config["index"]].key
+                ),
+                run_config=tune.RunConfig(
+                    storage_path=str(scratch), name="tune", verbose=0, callbacks=[_listener(trials, done, queue.end)]
+                ),
             )
             with _interrupted_without("raylet", "gcs_server"), _in_a_line():
                 tuner.fit()
@@ -93,7 +100,7 @@ def _in_a_line() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
-        raise RayEnded(f"Ray gave up under way: {reason} What has ended is settled; the same command runs the rest.") from error
+        raise RayEnded(f"Ray gave up under way: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -108,8 +115,9 @@ def _interrupted_without(*names: str) -> Iterator[None]:
         ready, _, _ = select.select([stop, *descriptors], [], [])
         if stop not in ready:
             ended.append(descriptors[ready[0]])
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR1)
 
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)  # raises KeyboardInterrupt, which Tune lets pass
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
@@ -117,10 +125,11 @@ def _interrupted_without(*names: str) -> Iterator[None]:
     except KeyboardInterrupt:
         if not ended:
             raise
-        raise RayEnded(f"Ray's {ended[0]} was killed under way. What has ended is settled; the same command runs the rest.") from None
+        raise RayEnded(f"Ray's {ended[0]} was killed under way.") from None
     finally:
         os.close(stopped)  # wakes the watcher
         watcher.join()
+        signal.signal(signal.SIGUSR1, before)
         for descriptor in (stop, *descriptors):
             os.close(descriptor)
 
@@ -132,16 +141,40 @@ def _trial(config: dict[str, int], trials: list[TrialSpec], launch: Launch) -> N
     global _template
     if _template is None or _template.ended:
         _template = Template(launch.started_in)
-    outcome, summary = run_trial(_template, trials[config["index"]], launch, tune.report)
-    tune.report({"outcome": outcome.name, "evidence": outcome.evidence, "summary": summary})
+    ended = run_trial(_template, trials[config["index"]], launch, tune.report)
+    tune.report(ended._asdict() | {"outcome": ended.outcome.name, "evidence": ended.outcome.evidence})
 
 
-def _listener(trials: list[TrialSpec], done: Callable[[TrialSpec, dict[str, Any]], None]) -> Any:
+def _queue() -> Any:
+    """Tune's own order of trials, which can be ended."""
+    from ray.tune import schedulers
+
+    class Queue(schedulers.FIFOScheduler):
+        controller: Any = None
+
+        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+            self.controller = tune_controller
+
+        def end(self) -> None:
+            """No further trial starts; those that run are left to end."""
+            self.controller.search_alg.set_finished()
+            for trial in self.controller.get_trials():
+                if trial.status == trial.PENDING:
+                    self.controller.stop_trial(trial)
+
+    return Queue()
+
+
+def _listener(trials: list[TrialSpec], done: Callable[[TrialSpec, dict[str, Any]], bool], end: Callable[[], None]) -> Any:
     from ray import tune
 
     class Listener(tune.Callback):
+        def __reduce__(self) -> Any:
+            return tune.Callback, ()  # Tune writes all its settings to a file, which nobody reads
+
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            tell(specs[trial.config["index"]], trial.last_result)
+            if "outcome" in trial.last_result:  # else the queue was ended before it started
+                tell(specs[trial.config["index"]], trial.last_result)
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             lost = str(trial.get_error()).strip().splitlines()[-1] if trial.get_error() else "its Ray actor ended"
@@ -149,7 +182,9 @@ def _listener(trials: list[TrialSpec], done: Callable[[TrialSpec, dict[str, Any]
 
     def tell(spec: TrialSpec, result: dict[str, Any]) -> None:
         with contextlib.redirect_stdout(sys.__stdout__):
-            done(spec, result)
+            go_on = done(spec, result)
+        if not go_on:
+            end()
 
     specs = trials
     return Listener()

@@ -4,14 +4,14 @@ A trial that is settled in the tracker is not run again, so launching a file aga
 printed here but through `say`, a line at a time.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
-import textwrap
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -20,18 +20,21 @@ from typing import Any
 
 from speech.config import Pinned, cache_dir
 from speech.cpu import cpu_model
-from sweeps import calibration, preflight, runner
+from sweeps import calibration, janitor, outbox, preflight
+from sweeps.away import TrackerAway, asked, is_away, reason
 from sweeps.config import SweepConfig
 from sweeps.disturbance import is_timing
 from sweeps.isolation import Template
 from sweeps.outlook import Outlook, outlook
-from sweeps.plan import Plan, TrialSpec
+from sweeps.plan import KEY_DIGITS, Plan, TrialSpec
 from sweeps.preflight import Node, PreflightError, Say
-from sweeps.relay import Launch
+from sweeps.relay import LEARNED, Launch
 from sweeps.shm_fit import counted
-from sweeps.tracking import Tracking, run_name
+from sweeps.tracking import Tracking
 
 WORK_FOLDER = Path(".sweeps")  # what is under way; a trial's folder goes when MLflow has its files
+AWAY_S = 20.0  # how long the end of a sweep waits for a tracker that is away, when records wait for it
+REMAINS = "remains"  # in the sweep's folder while Ray runs: the folder of what is to go with the launch
 VERSIONS = ("torch", "torchvision", "torchaudio", "ray", "mlflow")
 
 
@@ -57,6 +60,15 @@ class Sweep:
     def left(self) -> list[TrialSpec]:
         return self.outlook.left(self.settled)
 
+    def clear(self) -> None:
+        """Removes what lies in the sweep's folder of trials that no launch will go on with: those that are settled, or not planned."""
+        left = {trial.key for trial in self.left}
+        for folder in [*self.folder.glob("[0-9a-f]" * KEY_DIGITS), *self.folder.glob(f"{LEARNED}/*")]:
+            if folder.name not in left:
+                shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # there is none, or it is not empty
+            (self.folder / LEARNED).rmdir()
+
 
 @contextmanager
 def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[Sweep]:
@@ -64,23 +76,31 @@ def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[S
 
     `text`: the YAML; `rebuild`: the command that prints its tables again.
     """
-    tracking = _tracking(config)
     folder = (WORK_FOLDER / config.name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    tracking = _tracking(config)
     with _held(lock_file(tracking.uri, config)), _template() as template:
+        if unsent := outbox.deliver(folder):
+            raise PreflightError(outbox.told(unsent))
+        janitor.tidy_up_after(folder / REMAINS)
         node = preflight.survey(template, config, folder / "preflight.log")
         made = outlook(config, say)
         trials = made.plan.trials
         request(config, node, trials)  # what the node can't give is known before anything is prepared
         preflight.check_sizes(config, [trial.config for trial in trials])
         preflight.prepare(template, [trial.config for trial in trials], folder / "preflight.log", say)
-        parent = tracking.start_sweep(config.name, text, made.rows(), rebuild)
-        tracking.close_orphans(parent, folder)
-        sweep = Sweep(config, tracking, parent, made, settled_for_good(tracking, parent, trials), folder, node, template)
+        with reached(config):
+            parent = tracking.start_sweep(config.name, text, made.rows(), rebuild)
+            tracking.close_orphans(parent, folder)
+            settled = settled_for_good(tracking, parent, trials)
+        sweep = Sweep(config, tracking, parent, made, settled, folder, node, template)
+        sweep.clear()
         try:
             _foresee(sweep, say)
-        except BaseException:
-            tracking.finish_sweep(parent, "KILLED")
+        except BaseException as error:
+            finish(sweep, "KILLED")
+            if isinstance(error, Exception) and is_away(error):
+                raise _unusable(config, error) from error
             raise
         yield sweep
 
@@ -117,29 +137,27 @@ def heading(sweep: Sweep) -> str:
     return "\n".join([sweep.outlook.outline(sweep.settled), *([foreseen] if {fit.verdict for fit in fits} - {"fits"} else [])])
 
 
-def run(sweep: Sweep, say: Say) -> list[TrialSpec]:
-    """Runs what is left of the sweep, disturbed trials once more; returns those that are not settled after it."""
-    _run_left(sweep, say)
-    if again := sweep.tracking.disturbed_once(sweep.parent) & {trial.key for trial in sweep.left}:
-        say(f"{len(again)} disturbed from outside: once more")
-        _run_left(sweep, say, again)
-    sweep.settled = sweep.tracking.settled_keys(sweep.parent)  # a trial that was disturbed is settled all the same
-    return sweep.left
-
-
-def _run_left(sweep: Sweep, say: Say, only: Collection[str] | None = None) -> None:
-    left = [trial for trial in sweep.left if only is None or trial.key in only]
-    if left:
-        launch = _launch(sweep)
-        try:
-            runner.run(left, launch, sweep.node, request(sweep.config, sweep.node, left), _counter(sweep, left, say))
-        finally:
-            sweep.tracking.close_orphans(sweep.parent, sweep.folder)
+def settle_up(sweep: Sweep, patience_s: float = 0.0) -> None:
+    """Sends what waits, and then closes what a relay that died has left open. Raises TrackerAway, having closed nothing."""
+    if unsent := outbox.deliver(sweep.folder, patience_s):
+        raise TrackerAway(outbox.told(unsent))
+    with asked(sweep.tracking.uri):
+        sweep.tracking.close_orphans(sweep.parent, sweep.folder)
         sweep.settled = settled_for_good(sweep.tracking, sweep.parent, sweep.plan.trials)
+    sweep.clear()
 
 
-def _launch(sweep: Sweep) -> Launch:
+def finish(sweep: Sweep, status: str, tables: str | None = None) -> None:
+    """Closes the sweep's run, as Tracking.finish_sweep. While the tracker is away it stays open: the next launch goes on with it."""
+    with contextlib.suppress(TrackerAway), asked(sweep.tracking.uri):
+        sweep.tracking.finish_sweep(sweep.parent, status, tables)
+
+
+def launch_of(sweep: Sweep) -> Launch:
+    """What all trials of a round share."""
     config = sweep.config
+    with asked(sweep.tracking.uri):
+        attempts = sweep.tracking.attempts(sweep.parent)
     return Launch(
         tracking_uri=sweep.tracking.uri,
         experiment=config.tracking.experiment,
@@ -148,12 +166,14 @@ def _launch(sweep: Sweep) -> Launch:
         folder=sweep.folder,
         private_shm=config.resources.shm == "private",
         planned=frozenset(trial.key for trial in sweep.plan.trials),
+        attempts=attempts,
         keep=config.snapshots.keep,
         provenance=provenance() | {"sweep": config.name},
         pinned=sweep.pinned,
         fits=sweep.outlook.fits,
         forecasts=sweep.outlook.forecasts,
         exclusive=config.resources.exclusive_node,
+        remains=sweep.folder / REMAINS,
     )
 
 
@@ -197,33 +217,6 @@ def request(config: SweepConfig, node: Node, trials: list[TrialSpec]) -> dict[st
     return {"CPU": cores if asked.exclusive_node else cpus} | ({"GPU": gpus} if gpus else {})
 
 
-def _counter(sweep: Sweep, left: list[TrialSpec], say: Say) -> Callable[[TrialSpec, dict[str, Any]], None]:
-    """Says a line for each trial that ends."""
-    total = len(sweep.plan.trials) - len(sweep.outlook.foreseen_only)
-    ended = total - len(left)
-    width = max(len(run_name(t.block, t.swept, t.repeat)) for t in sweep.plan.trials)
-
-    def settled(spec: TrialSpec, result: dict[str, Any]) -> None:
-        nonlocal ended
-        ended += 1
-        name = run_name(spec.block, spec.swept, spec.repeat)
-        say(f"{ended:>{len(str(total))}}/{total}  {name:<{width}}  {_told(result)}")
-
-    return settled
-
-
-def _told(result: dict[str, Any]) -> str:
-    if "lost" in result:
-        return f"lost: {result['lost']}"
-    summary, outcome = result["summary"], result["outcome"]
-    if outcome != "completed":
-        return textwrap.shorten(f"{outcome}: {result['evidence']}", 90, placeholder=" ...")  # the run's tag has all of it
-    parts = [f"{summary['epoch_s']:6.2f} s an epoch"] if "epoch_s" in summary else []
-    if "ensemble_accuracy" in summary:
-        parts.append(f"ensemble {100 * summary['ensemble_accuracy']:.1f} %, last snapshot {100 * summary['accuracy']:.1f} %")
-    return ", ".join(parts)
-
-
 def provenance() -> dict[str, Any]:
     """Tags that say what ran: library versions and the commit of this checkout."""
     git = shutil.which("git")
@@ -240,14 +233,19 @@ def _tracking(config: SweepConfig) -> Tracking:
         return Tracking(config.tracking.uri, config.tracking.experiment)
 
 
+def _unusable(config: SweepConfig, error: Exception) -> PreflightError:
+    waiting = outbox.left_in(WORK_FOLDER / config.name)
+    kept = f"\nWhat earlier trials have recorded waits in {WORK_FOLDER / config.name}, and is sent by the next launch." if waiting else ""
+    return PreflightError(f"tracking.uri {config.tracking.uri} can't be used: {reason(error)}{kept}")
+
+
 @contextmanager
 def reached(config: SweepConfig) -> Iterator[None]:
     """Whatever goes wrong with the tracker in this block is a PreflightError that names it."""
     try:
         yield
     except Exception as error:  # MLflow and its database drivers raise types of their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PreflightError(f"tracking.uri {config.tracking.uri} can't be used: {reason}") from error
+        raise _unusable(config, error) from error
 
 
 @contextmanager

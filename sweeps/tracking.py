@@ -5,16 +5,16 @@ logged under which name, and in which unit, stands in metrics.py; other names ar
 
 `Tracking` speaks to MLflow by explicit run ids and never through the active run of `mlflow.start_run`, so the driver and the Ray
 actors can write at the same time, each with a `Tracking` of its own. MLflow is imported when one is made: two seconds.
+
+What a trial writes may be written twice and is there once, as its outbox (sweeps/outbox.py) needs it: a run is known by its attempt, and
+a figure by the time `at` which it was measured, in milliseconds since 1970.
 """
 
-import difflib
 import json
 import math
-import os
 import shutil
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from speech.config import format_size
 from sweeps import notes
 from sweeps.metrics import check_name
+from sweeps.tracker import connect, database_file, plan_rows, resolve_uri, search_all
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,84 +42,13 @@ STATUS = {  # how a trial ended -> MLflow's word for it. An overflow of /dev/shm
 SETTLED = ("completed", "stopped_early", "shm_exhausted")  # these trials are not run again
 
 PARENT = "mlflow.parentRunId"
-PAGE = 1000  # runs that MLflow is asked for at a time
 _LONGEST = {"param": 6000, "tag": 8000, "name": 250}  # characters; MLflow would cut longer ones too, with a warning in the terminal
-
-
-def resolve_uri(uri: str) -> str:
-    """'sqlite:///mlflow.db' -> 'sqlite:////home/me/mlflow.db': relative to the current directory, once; servers pass unchanged.
-
-    ValueError for a folder or a file: URI, which MLflow no longer takes.
-    """
-    scheme, mark, rest = uri.partition("://")
-    if not mark or scheme == "file":
-        raise ValueError(
-            f"tracking uri {uri!r}: MLflow keeps runs in a database. Write sqlite:///mlflow.db, or a server's http://host:5000"
-        )
-    return f"sqlite:///{Path(rest.removeprefix('/')).absolute()}" if scheme == "sqlite" else uri
-
-
-def database_file(uri: str) -> Path | None:
-    """The file of a resolved sqlite URI; None for a server."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-def connect(uri: str) -> "MlflowClient":
-    """A client of the tracker at a resolved URI, without telemetry and without MLflow's chatter on stderr."""
-    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-    with warnings.catch_warnings():  # MLflow trips over deprecations of its own dependencies on import and on the first query
-        warnings.simplefilter("ignore")
-        from mlflow import MlflowClient
-
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-    return client
-
-
-def search_all(client: "MlflowClient", experiment_id: str, query: str) -> "list[Run]":
-    """Every run that matches, newest first, page by page."""
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], query, max_results=PAGE, order_by=["attributes.start_time DESC"], page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
 
 
 def children(client: "MlflowClient", parent: "Run") -> "list[Run]":
     """The trials of a sweep, every attempt, newest first."""
     query = f"tags.kind = 'trial' and tags.`{PARENT}` = '{parent.info.run_id}'"
     return search_all(client, parent.info.experiment_id, query)
-
-
-def find_sweep(name: str, uri: str, experiment: str) -> "tuple[MlflowClient, Run]":
-    """The tracker and the sweep's parent run, or a LookupError that says what there is. Makes no database."""
-    uri = resolve_uri(uri)
-    file = database_file(uri)
-    if file and not file.exists():  # MLflow would make an empty database here
-        raise LookupError(f"no tracking database at {file}. Run a sweep first, or name another database with --uri.")
-    client = connect(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        there = [each.name for each in client.search_experiments()]
-        raise LookupError(f"no experiment {experiment!r} at {uri}. There are: {', '.join(there)}.")
-    sweeps = search_all(client, found.experiment_id, "tags.kind = 'sweep'")
-    for run in sweeps:
-        if run.data.tags["sweep"] == name:
-            return client, run
-    there = [run.data.tags["sweep"] for run in sweeps]
-    near = difflib.get_close_matches(name, there, 1)
-    listed = f"There are: {', '.join(there)}." if there else "It holds no sweep yet."
-    raise LookupError(f"no sweep {name!r} in experiment {experiment!r} at {uri}. {listed}" + (f" Did you mean {near[0]}?" if near else ""))
-
-
-def plan_rows(client: "MlflowClient", parent: "Run") -> list[dict[str, Any]]:
-    """The latest plan of a sweep, a row a trial, as `Tracking.log_plan` took it."""
-    with tempfile.TemporaryDirectory() as scratch:
-        return json.loads(Path(client.download_artifacts(parent.info.run_id, "plan.json", scratch)).read_text("utf-8"))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -181,7 +111,7 @@ class Tracking:
         self.client.update_run(parent, status="RUNNING")
         rows = [row | {"swept": {path: written(path, value) for path, value in row.get("swept", {}).items()}} for row in plan]
         self.client.set_tag(parent, notes.NOTE, notes.of_sweep(name, rows, rebuild, self.experiment_id))
-        self.client.set_experiment_tag(self.experiment_id, notes.VIEW + name, notes.view(name, rows, time.time_ns() // 1_000_000))
+        self.client.set_experiment_tag(self.experiment_id, notes.VIEW + name, notes.view(name, rows, now_ms()))
         self.client.log_text(parent, yaml_text, "sweep.yaml")
         self.log_plan(parent, plan)
         return parent
@@ -218,11 +148,20 @@ class Tracking:
                 settled.setdefault(run.data.tags["key"], outcome)
         return settled
 
+    def attempts(self, parent: str) -> Counter[str]:
+        """key -> how many runs there are with that key."""
+        return Counter(run.data.tags["key"] for run in self.trials(parent))
+
     def disturbed_once(self, parent: str) -> set[str]:
         """Keys of trials that were disturbed from outside and have not been run again. A second run that failed was one all the same."""
-        ended = [run.data.tags for run in self.trials(parent) if run.info.status != "RUNNING"]
-        attempts = Counter(tags["key"] for tags in ended if tags.get("outcome") != "interrupted")
-        return {tags["key"] for tags in ended if "disturbed" in tags and tags.get("outcome") in SETTLED and attempts[tags["key"]] == 1}
+        latest: dict[str, Mapping[str, str]] = {}  # key -> tags
+        settled: Counter[str] = Counter()
+        for run in self.trials(parent):
+            tags = run.data.tags
+            if run.info.status != "RUNNING" and tags.get("outcome") != "interrupted":
+                latest.setdefault(tags["key"], tags)
+                settled[tags["key"]] += tags.get("outcome") in SETTLED
+        return {key for key, tags in latest.items() if "disturbed" in tags and tags.get("outcome") in SETTLED and settled[key] == 1}
 
     def close_orphans(self, parent: str, folder: Path) -> list[str]:
         """Marks trials that a dead launch or relay left open as interrupted, with what lies in <folder>/<key>; returns their names."""
@@ -257,31 +196,34 @@ class Tracking:
         swept: Mapping[str, Any],
         config: Mapping[str, Any],
         tags: Mapping[str, Any],
+        attempt_id: str | None = None,
+        at: int | None = None,
     ) -> str:
         """Opens a trial's run and returns its id. swept: dotted path -> value; config: the resolved parameters, nested, sizes in bytes.
 
-        tags: what is known of its surroundings (device, device_name, node, threads, precision, versions, git_commit ...).
+        tags: what is known of its surroundings (device, device_name, node, threads, precision, versions, git_commit ...). attempt_id:
+        names this attempt at the trial, of which there is one run; where an earlier call has opened it, that is the one.
         """
         columns = {path: written(path, value) for path, value in swept.items()}
         own = {"kind": "trial", "key": key, "block": block, "repeat": repeat, "swept": dict(swept), PARENT: parent}
-        own[notes.NOTE] = notes.of_trial(block, repeat, columns)
-        run = self.client.create_run(
-            self.experiment_id, tags=_texts({**tags, **columns, **own}, "tag"), run_name=run_name(block, swept, repeat)
+        own |= {"attempt_id": attempt_id, notes.NOTE: notes.of_trial(block, repeat, columns)}
+        run = next(iter(self._of_attempt(attempt_id)), None) or self.client.create_run(
+            self.experiment_id, start_time=at, tags=_texts({**tags, **columns, **own}, "tag"), run_name=run_name(block, swept, repeat)
         )
         self._log(run.info.run_id, params=_texts({**flatten(config), "seed": seed, "repeat": repeat}, "param"))
         return run.info.run_id
 
-    def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float | None]) -> None:
+    def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float | None], at: int | None = None) -> None:
         """Adds an epoch to the trial's series, in one call. A value that is None was not measured and stays absent."""
-        self._log(run_id, metrics=metrics, step=epoch)
+        self._log(run_id, metrics=metrics, step=epoch, at=at)
 
-    def log_snapshot(self, run_id: str, cycle: int, metrics: Mapping[str, float | None]) -> None:
+    def log_snapshot(self, run_id: str, cycle: int, metrics: Mapping[str, float | None], at: int | None = None) -> None:
         """Adds a cycle's snapshot to the trial's series."""
-        self._log(run_id, metrics=metrics, step=cycle)
+        self._log(run_id, metrics=metrics, step=cycle, at=at)
 
-    def log_summary(self, run_id: str, metrics: Mapping[str, float | None]) -> None:
+    def log_summary(self, run_id: str, metrics: Mapping[str, float | None], at: int | None = None) -> None:
         """Adds figures that a trial has one of: what was foreseen before it runs, what the test split gave after it."""
-        self._log(run_id, metrics=metrics)
+        self._log(run_id, metrics=metrics, at=at)
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Writes what became known of a trial after its start, such as the /dev/shm read back inside it."""
@@ -300,15 +242,37 @@ class Tracking:
 
         artifacts: path in the run, as 'snapshots/cycle-1.pt' -> local file.
         """
+        self.log_ending(run_id, outcome, evidence, summary, tags or {})
+        for place, file in (artifacts or {}).items():
+            self.upload(run_id, place, file)
+        self.close_trial(run_id, outcome)
+
+    def log_ending(
+        self,
+        run_id: str,
+        outcome: str,
+        evidence: str,
+        summary: Mapping[str, float | None],
+        tags: Mapping[str, Any],
+        at: int | None = None,
+    ) -> None:
+        """The first part of `finish_trial`: everything but its files and closing the run."""
         if outcome not in STATUS:
             raise ValueError(f"outcome {outcome!r} is none of {', '.join(STATUS)}")
-        ended = {**(tags or {}), "outcome": outcome, "evidence": evidence}
-        self._log(run_id, metrics=summary, tags=_texts(ended, "tag"))
-        for place, file in (artifacts or {}).items():
-            self._upload(run_id, place, file)
-        self.client.set_terminated(run_id, STATUS[outcome])
+        self._log(run_id, metrics=summary, tags=_texts({**tags, "outcome": outcome, "evidence": evidence}, "tag"), at=at)
 
-    def _upload(self, run_id: str, place: str, file: Path) -> None:
+    def close_trial(self, run_id: str, outcome: str, attempt_id: str | None = None, at: int | None = None) -> None:
+        """The last part of `finish_trial`. attempt_id: a second run of it, opened by a request that was given up as lost, is deleted."""
+        for run in self._of_attempt(attempt_id):
+            if run.info.run_id != run_id:
+                self.client.delete_run(run.info.run_id)
+        self.client.set_terminated(run_id, STATUS[outcome], at)
+
+    def _of_attempt(self, attempt_id: str | None) -> "list[Run]":
+        return search_all(self.client, self.experiment_id, f"tags.attempt_id = '{attempt_id}'") if attempt_id else []
+
+    def upload(self, run_id: str, place: str, file: Path) -> None:
+        """Makes a local file an artifact of a run: `place` is its path there, as 'snapshots/cycle-1.pt'."""
         folder, _, name = place.rpartition("/")
         with tempfile.TemporaryDirectory() as scratch:  # MLflow names an artifact after the local file
             named = Path(scratch, name)
@@ -322,17 +286,22 @@ class Tracking:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
         step: int = 0,
+        at: int | None = None,
     ) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        now = time.time_ns() // 1_000_000
+        at = at or now_ms()
         values = {check_name(name): value for name, value in (metrics or {}).items() if value is not None}
-        numbers = [Metric(name, _number(value), now, step) for name, value in values.items()]
+        numbers = [Metric(name, _number(value), at, step) for name, value in values.items()]
         settings = [Param(*pair) for pair in (params or {}).items()]
         labels = [RunTag(*pair) for pair in (tags or {}).items()]
         while numbers or settings or labels:  # one call, but for a record beyond MLflow's limits
             self.client.log_batch(run_id, numbers[:1000], settings[:100], labels[:100])
             numbers, settings, labels = numbers[1000:], settings[100:], labels[100:]
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _number(value: float) -> float:
