@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability bench-forecast bench-advise bench-tracking clean
+.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability bench-forecast bench-advise bench-tracking bench-analysis clean
 
 sweep: $(VENV)/requirements.done
 	$(RUN) launch.py sweep.yaml
@@ -49,6 +49,9 @@ bench-advise: $(VENV)/requirements.done
 
 bench-tracking: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.tracking
+
+bench-analysis: $(VENV)/requirements.done
+	$(RUN) -m tests.benchmarks.frames
 
 gpu: $(VENV)/requirements-dev.done
 	$(RUN) -m tests.benchmarks.gpu

@@ -90,6 +90,7 @@ def dry_run(config: SweepConfig) -> int:
 def launch(config: SweepConfig, text: str, test: bool) -> int:
     """Runs a checked sweep to its tables; returns the exit code. `text`: the YAML, kept with the runs."""
     # Imported here: a faulty file is answered in a second, without MLflow
+    from analysis.report import report
     from analysis.tables import rebuild_command, render
     from sweeps import holdout, interrupt, rounds, sweep
     from sweeps.away import TrackerAway, asked
@@ -97,7 +98,7 @@ def launch(config: SweepConfig, text: str, test: bool) -> int:
     from sweeps.runner import RayEnded
 
     where = config.name, config.tracking.uri, config.tracking.experiment
-    status, tables = "KILLED", None
+    status, tables, page = "KILLED", None, None
     try:
         with interrupt.interruptible(config.time_budget), sweep.opened(config, text, rebuild_command(*where), print) as opened:
             try:
@@ -108,13 +109,14 @@ def launch(config: SweepConfig, text: str, test: bool) -> int:
                 with asked(config.tracking.uri):
                     status, tables = "FAILED" if failed else "KILLED" if opened.left else "FINISHED", render(*where, markdown=True)
                     print("\n" + render(*where))
+                    page = report(*where)
                 if test and opened.left:
                     print("--test waits until every trial is settled: the best ensemble may be among those that are not.")
                 elif test:
                     with asked(config.tracking.uri):
                         holdout.read(opened, print)
             finally:
-                sweep.finish(opened, status, tables)
+                sweep.finish(opened, status, tables, page)
     except PreflightError as problem:
         print(problem, file=sys.stderr)
         return 3

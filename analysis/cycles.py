@@ -23,14 +23,26 @@ ACCURACIES = {"last": "accuracy", "best": "best_snapshot_accuracy", "ensemble": 
 def cycle_accuracies(frame: pd.DataFrame) -> pd.DataFrame:
     """Table 4 as a tidy frame, a row a schedule, from the frame of `runs.sweep_runs`.
 
-    Columns: block, varied, surroundings (str; the table the row belongs to), schedule (str, epochs of each cycle), cycles, trials, n
-    (int), last, best, ensemble (float: mean validation accuracy over n trials, 0 to 1), last_sd, best_sd, ensemble_sd (float, NaN for
-    n = 1), long_cosine (float: mean last snapshot of the trials with one cycle at the same budget, NaN without), gain, gain_low,
-    gain_high (float: ensemble - long cosine, paired over repeats, with its 95 % interval; NaN below three pairs), train_s (float,
-    median), validation_clips (float), outcomes (str: how the trials that are not in n ended). Blocks that learn nothing are left out.
+    Columns: sweep, block, varied, surroundings (str; the table the row belongs to), schedule (str, epochs of each cycle), cycles, trials,
+    n, not_run (int: that ran, those of them that completed, and planned ones without a run), last, best, ensemble (float: mean validation
+    accuracy over n trials, 0 to 1), last_sd, best_sd, ensemble_sd (float, NaN for n = 1), long_cosine (float: mean last snapshot of the
+    trials with one cycle at the same budget, NaN without), gain, gain_low, gain_high (float: ensemble - long cosine, paired over repeats,
+    with its 95 % interval; NaN below three pairs), train_s (float, median), validation_clips (float), outcomes (str: how the trials that
+    are not in n ended). Blocks that learn nothing are left out.
     """
-    rows = [row for group in comparable(frame, (CYCLE, FACTOR)) if group.trials["accuracy"].notna().any() for row in _rows(group)]
-    return pd.DataFrame(rows)
+    return pd.DataFrame([row for group in groups(frame) for row in _rows(group)])
+
+
+def groups(frame: pd.DataFrame) -> Iterator[Comparable]:
+    """What has a table 4: trials that differ in their cycles and repeat only, of which one at least has learned something."""
+    for group in comparable(frame, (CYCLE, FACTOR)):
+        if group.trials["accuracy"].notna().any():
+            yield group
+
+
+def completed(trials: pd.DataFrame) -> pd.DataFrame:
+    """Those that count: one that was cut short had a smaller budget."""
+    return trials[(trials["outcome"] == "completed") & trials["accuracy"].notna()]
 
 
 def tables(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
@@ -54,20 +66,22 @@ def cycle_lengths(epochs: int, cycle_epochs: int | str | None, factor: int = 1) 
 
 
 def _rows(group: Comparable) -> Iterator[dict[str, Any]]:
-    trials = group.trials.assign(lengths=[_lengths(trial) for _, trial in group.trials.iterrows()])
-    done = trials[(trials["outcome"] == "completed") & trials["accuracy"].notna()]
+    trials = group.trials.assign(lengths=[schedule_of(trial) for _, trial in group.trials.iterrows()])
+    missing = [schedule_of(trial) for _, trial in group.not_run.iterrows()]
+    done = completed(trials)
     cosine = done[done["lengths"].map(len) == 1].set_index("repeat")["accuracy"]
-    for lengths, same in sorted(trials.groupby("lengths"), key=lambda pair: (-len(pair[0]), pair[0])):
+    alike = dict(list(trials.groupby("lengths")))
+    for lengths in sorted({*alike, *missing}, key=lambda lengths: (-len(lengths), lengths)):
+        same = alike.get(lengths, trials.iloc[:0])
         counted = same[same.index.isin(done.index)]
         gain = paired_difference(counted.set_index("repeat")["ensemble_accuracy"], cosine) if len(lengths) > 1 else None
         yield {
-            "block": group.block,
-            "varied": group.varied,
-            "surroundings": group.surroundings,
-            "schedule": _schedule(lengths),
+            **group.labels,
+            "schedule": schedule_text(lengths),
             "cycles": len(lengths),
             "trials": len(same),
             "n": len(counted),
+            "not_run": missing.count(lengths),
             **{column: counted[name].mean() for column, name in ACCURACIES.items()},
             **{f"{column}_sd": counted[name].std() for column, name in ACCURACIES.items()},
             "long_cosine": cosine.mean(),
@@ -80,12 +94,13 @@ def _rows(group: Comparable) -> Iterator[dict[str, Any]]:
         }
 
 
-def _lengths(trial: pd.Series) -> tuple[int, ...]:
+def schedule_of(trial: pd.Series) -> tuple[int, ...]:
+    """Epochs of every cycle of a trial, a row of `runs.sweep_runs`."""
     cycle = trial.get(CYCLE)
     return tuple(cycle_lengths(int(trial[EPOCHS]), None if pd.isna(cycle) else cycle, int(trial.get(FACTOR, 1))))
 
 
-def _schedule(lengths: tuple[int, ...]) -> str:
+def schedule_text(lengths: tuple[int, ...]) -> str:
     """'2' for equal cycles, '8, 14, 24' for others, '8, long cosine' for a single one."""
     if len(lengths) == 1:
         return f"{lengths[0]}, long cosine"
@@ -143,6 +158,7 @@ def _seconds(seconds: float) -> str:
 def _caption(rows: pd.DataFrame) -> str:
     lines = ["Mean ± standard deviation over n completed trials; train: median seconds of all epochs."]
     lines += [f"Not counted, cycles of {row.schedule}: {row.outcomes}." for row in rows.itertuples() if row.outcomes]
+    lines += [f"Not run yet, cycles of {row.schedule}: {row.not_run}." for row in rows.itertuples() if row.not_run]
     if (rows["cycles"] > 1).any() and rows["long_cosine"].notna().any():
         lines.append(f"Difference: paired over repeats, with its 95 % interval from {FEWEST_PAIRS} repeats on.")
     clips, best = rows["validation_clips"].max(), rows["ensemble"].max()

@@ -7,6 +7,7 @@ times for. Which trials were disturbed is said once, below table 1: there is no 
 `tables` the page.
 """
 
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -32,36 +33,60 @@ CAPTION = (
 def epoch_parts(frame: pd.DataFrame) -> pd.DataFrame:
     """Table 2 as a tidy frame, a row a worker count, from the frame of `runs.sweep_runs`.
 
-    Columns: block, varied, surroundings (str; the table the row belongs to), num_workers (int), shm_size (str, '64M' or 'node'), n, older
-    (int: trials with these figures, and timed trials that were recorded before there were such figures), cores (float: CPU
-    seconds of training and workers over epoch_s), and the median over n trials of each name in MEDIANS, in its unit there (float, NaN
-    where not measured: occupancy has no meaning at 0 workers). Blocks without a table 1 are left out.
+    Columns: sweep, block, varied, surroundings (str; the table the row belongs to), num_workers (int), shm_size (str, '64M' or 'node'), n,
+    older (int: trials with these figures, and timed trials that were recorded before there were such figures), device (str), cores (float:
+    CPU seconds of training and workers over epoch_s), machine_cores (float), preparing (float: CPU seconds of workers over epoch_s, for
+    each of the workers that can compute at once; NaN at 0 workers), main_cpu_s (float), and the median over n trials of each name in
+    MEDIANS, in its unit there (float, NaN where not measured: occupancy has no meaning at 0 workers). Blocks without a table 1 are left
+    out.
     """
     return pd.DataFrame([row for group in groups(frame) for row in _rows(group)])
 
 
+def epoch_parts_of(group: Comparable) -> pd.DataFrame:
+    """The rows of one table 2."""
+    return pd.DataFrame(_rows(group))
+
+
 def tables(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
     """Table 2 as text, one beside each table 1 whose trials have these figures."""
-    return [_table(group, rows, markdown) for group in groups(frame) if not (rows := pd.DataFrame(_rows(group))).empty]
+    return [_table(group, rows, markdown) for group in groups(frame) if not (rows := epoch_parts_of(group)).empty]
 
 
 def _rows(group: Comparable) -> Iterator[dict[str, Any]]:
-    with_time = timed(group.trials)
-    told = with_time[with_time[list(SPANS)].notna().all(axis=1)]
+    told, with_time = _told(group.trials), timed(group.trials)
     for workers, alike in told.groupby(WORKERS):
         size = None if alike[SHM].isna().any() else int(alike[SHM].max())  # the node's own counts as the largest
-        trials = alike[alike[SHM].isna() if size is None else alike[SHM] == size]
         yield {
-            "block": group.block,
-            "varied": group.varied,
-            "surroundings": group.surroundings,
+            **group.labels,
             "num_workers": int(workers),
             "shm_size": written(SHM, size),
-            "n": len(trials),
+            **parts(alike[alike[SHM].isna() if size is None else alike[SHM] == size]),
             "older": int((with_time[WORKERS] == workers).sum()) - len(alike),
-            "cores": _cores(trials).median(),
-            **{name: trials[name].median() for name in MEDIANS},
         }
+
+
+def _told(trials: pd.DataFrame) -> pd.DataFrame:
+    """The timed trials that have these figures."""
+    with_time = timed(trials)
+    return with_time[with_time[list(SPANS)].notna().all(axis=1)]
+
+
+def parts(trials: pd.DataFrame) -> dict[str, Any]:
+    """Where the epochs of trials of one number of workers go; the columns are those of `epoch_parts`."""
+    trials = _told(trials)
+    if trials.empty:
+        return {"n": 0}
+    workers, machine_cores = int(trials[WORKERS].iloc[0]), float(pd.to_numeric(trials["cores"]).iloc[0])
+    return {
+        "n": len(trials),
+        "device": trials["device"].iloc[0],
+        "cores": _cores(trials).median(),
+        "machine_cores": machine_cores,
+        "preparing": (trials["worker_cpu_s"] / trials["epoch_s"]).median() / min(workers, machine_cores) if workers else math.nan,
+        "main_cpu_s": trials["main_cpu_s"].median(),
+        **{name: trials[name].median() for name in MEDIANS},
+    }
 
 
 def _cores(trials: pd.DataFrame) -> pd.Series:
@@ -74,16 +99,25 @@ def _table(group: Comparable, rows: pd.DataFrame, markdown: bool) -> str:
     size = f" at shm {_usual(rows)}" if group.trials[SHM].nunique(dropna=False) > 1 else ""
     title = heading(f"Where an epoch goes{size}", rows.iloc[0], markdown)
     digits = decimals(rows["epoch_s"].min())
+    caption = CAPTION.format(trials=_counts(rows))
+    notes = [caption if markdown else textwrap.fill(caption, WIDTH), *_sizes(rows), *_shipped(group), *_sums(rows, digits), *_older(rows)]
+    return "\n".join([title, *drawn(rows, "workers", [str(count) for count in rows["num_workers"]], markdown), *notes])
+
+
+def drawn(rows: pd.DataFrame, of: str, labels: Sequence[str], markdown: bool) -> list[str]:
+    """The two axes of these rows beside each other, or below where the terminal is too narrow, each row under its label."""
+    digits = decimals(rows["epoch_s"].min())
     axes = {"host": (HOST, _host), "accelerator": (ACCELERATOR, _accelerator)}
 
     def draw(names: Sequence[str]) -> str:
-        headers = ["workers", *(header for name in names for header in axes[name][0])]
-        texts = [[str(row.num_workers), *(text for name in names for text in axes[name][1](row, digits))] for row in rows.itertuples()]
+        headers = [of, *(header for name in names for header in axes[name][0])]
+        texts = [
+            [label, *(text for name in names for text in axes[name][1](row, digits))]
+            for label, row in zip(labels, rows.itertuples(), strict=True)
+        ]
         return grid(headers, texts, ["right"] * len(headers), markdown)
 
-    caption = CAPTION.format(trials=_counts(rows))
-    notes = [caption if markdown else textwrap.fill(caption, WIDTH), *_sizes(rows), *_shipped(group), *_sums(rows, digits), *_older(rows)]
-    return "\n".join([title, *spread(list(axes), draw, markdown), *notes])
+    return spread(list(axes), draw, markdown)
 
 
 def _host(row: Any, digits: int) -> list[str]:

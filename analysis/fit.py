@@ -22,7 +22,7 @@ CAPTION = "Foreseen, then what happened. Fits from: the most that a trial can ta
 def fits(frame: pd.DataFrame) -> pd.DataFrame:
     """A row a cell, from the frame of `runs.sweep_runs`.
 
-    Columns: block, varied, surroundings (str; the table the cell belongs to), num_workers (int), shm_size (str, '64M' or 'node'),
+    Columns: sweep, block, varied, surroundings (str; the table the cell belongs to), num_workers (int), shm_size (str, '64M' or 'node'),
     batch_bytes, bound_bytes, peak_bytes (float: equal for all sizes of a worker count, the peak being the largest of trials that ran
     through; NaN where unknown), verdict (str: foreseen, '' in runs older than the forecast), outcomes (str: '2 completed, 1 overflowed'),
     wrong (bool: an outcome contradicts the verdict of its trial). Blocks that run at a single size are left out.
@@ -48,9 +48,7 @@ def _cells(group: Comparable) -> Iterator[dict[str, Any]]:
         for workers, trials in of_size.groupby(WORKERS):
             alike = group.trials[group.trials[WORKERS] == workers]
             yield {
-                "block": group.block,
-                "varied": group.varied,
-                "surroundings": group.surroundings,
+                **group.labels,
                 "num_workers": int(workers),
                 "shm_size": written(SHM, None if pd.isna(size) else int(size)),
                 "batch_bytes": alike["batch_bytes"].max(),

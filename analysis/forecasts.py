@@ -42,10 +42,10 @@ WITHIN = tuple(header for name in ("fill s", "wait %", "stalls", "shm MiB") for 
 def forecasts(frame: pd.DataFrame) -> pd.DataFrame:
     """Table 3 as a tidy frame, a row a cell that has both a forecast and a time, from the frame of `runs.sweep_runs`.
 
-    Columns: block, varied, surroundings (str; the table the row belongs to), num_workers (int), shm_size (str, '64M' or 'node'), n (int:
-    trials with a time), forecast_s, low_s, high_s (float: epoch seconds and their interval), measured_s (float: median over n trials),
-    error (float: forecast over measured, minus 1), inside (bool: measured within the interval), closed_form_s, closed_form_error (float),
-    forecast_fill_s, fill_low_s, fill_high_s, fill_s, forecast_wait_fraction, wait_fraction, forecast_stall_steps, stall_steps,
+    Columns: sweep, block, varied, surroundings (str; the table the row belongs to), num_workers (int), shm_size (str, '64M' or 'node'), n
+    (int: trials with a time), forecast_s, low_s, high_s (float: epoch seconds and their interval), measured_s (float: median over n
+    trials), error (float: forecast over measured, minus 1), inside (bool: measured within the interval), closed_form_s, closed_form_error
+    (float), forecast_fill_s, fill_low_s, fill_high_s, fill_s, forecast_wait_fraction, wait_fraction, forecast_stall_steps, stall_steps,
     forecast_shm_peak_bytes, shm_peak_bytes (float, NaN where it wasn't measured: medians), counts (bool: a cell to choose, whose trials all
     completed and not by luck).
     """
@@ -55,8 +55,8 @@ def forecasts(frame: pd.DataFrame) -> pd.DataFrame:
 def choices(frame: pd.DataFrame) -> pd.DataFrame:
     """What each rule would have chosen among the cells of `forecasts` that count, a row a rule.
 
-    Columns: block, varied, surroundings (str), rule (str: forecast, closed form or workers = cores), num_workers (float, NaN where no
-    cell follows the rule), shm_size (str), measured_s (float), fastest_s (float: the fastest measured of those cells), regret (float:
+    Columns: sweep, block, varied, surroundings (str), rule (str: forecast, closed form or workers = cores), num_workers (float, NaN where
+    no cell follows the rule), shm_size (str), measured_s (float), fastest_s (float: the fastest measured of those cells), regret (float:
     measured over fastest, minus 1; NaN where nothing was chosen).
     """
     return pd.DataFrame([choice for group in groups(frame) if (rows := _frame(group)) is not None for choice in _choices(group, rows)])
@@ -82,9 +82,7 @@ def _rows(group: Comparable) -> Iterator[dict[str, Any]]:
             continue
         row = {column: float(foreseen[name]) for column, name in FORECASTS.items()}
         yield {
-            "block": group.block,
-            "varied": group.varied,
-            "surroundings": group.surroundings,
+            **group.labels,
             "num_workers": int(workers),
             "shm_size": written(SHM, None if pd.isna(size) else int(size)),
             "n": len(trials),
@@ -106,9 +104,7 @@ def _choices(group: Comparable, rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
     for rule, cells in (chosen | {CORES_RULE: pool[pool["num_workers"] == cores]}).items():
         cell: Any = cells.iloc[0] if len(cells) else {"num_workers": math.nan, "shm_size": "", "measured_s": math.nan}
         yield {
-            "block": group.block,
-            "varied": group.varied,
-            "surroundings": group.surroundings,
+            **group.labels,
             "rule": rule,
             **{name: cell[name] for name in ("num_workers", "shm_size", "measured_s")},
             "fastest_s": fastest_s,

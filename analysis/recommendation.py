@@ -4,16 +4,19 @@ The one idea is that a cell has to earn its workers. The fastest cell of table 1
 interval over repeats can't tell from it the one that asks least of the machine is recommended. Noisy repeats tell nothing apart, so a
 cell that looks more than WIDE slower is none of them. A cell counts only when every one of its trials completed: one that overflowed once
 will do so again. One that completed by luck, its loader being able to take more /dev/shm than there is, counts only where no other does.
-`advise` decides, `sentences` says it.
+`advise` decides, `sentences` says it, and of the cell that is chosen what bounds its epochs (bottleneck.py).
 """
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.bottleneck import Bound, bound, words
+from analysis.epochs import epoch_parts_of
 from analysis.page import WIDTH, decimals
 from analysis.runs import Comparable
 from analysis.statistics import FEWEST_PAIRS, WIDE, Interval, paired_change
@@ -71,8 +74,58 @@ def sentences(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
     """A recommendation in words for each group of trials that varies the number of workers, from the frame of `runs.sweep_runs`."""
     found = [group for group in groups(frame) if len(group.values(WORKERS)) > 1]
     named = Counter((group.block, group.varied) for group in found)
-    texts = [_sentence(group, several=named[group.block, group.varied] > 1) for group in found]
+    texts = [text for group in found for text in _of_group(group, several=named[group.block, group.varied] > 1)]
     return texts if markdown else [textwrap.fill(text, WIDTH) for text in texts]
+
+
+def recommendations(frame: pd.DataFrame) -> pd.DataFrame:
+    """The recommendation as a tidy frame, a row for each group of trials that varies the number of workers.
+
+    Columns: sweep, block, varied, surroundings (str; the tables it follows from), num_workers (Int64, NA where there is not enough data),
+    shm_size (str, '64M' or 'node'; '' likewise), epoch_s (float), fastest_workers (Int64, NA where no cell counts), fastest_shm (str),
+    fastest_s, change, change_low, change_high (float: of its time against the fastest's, with its 95 % interval; NaN where it is the
+    fastest), bound (str: accelerator, preparation, reads, starting or several; '' where not known), bound_share (float: of an epoch), text
+    (str: the sentences).
+    """
+    found = pd.DataFrame([_tidy(group) for group in groups(frame) if len(group.values(WORKERS)) > 1])
+    return found.astype({"num_workers": "Int64", "fastest_workers": "Int64"}) if len(found) else found
+
+
+def bound_of(group: Comparable, workers: int) -> Bound | None:
+    """What bounds an epoch of this group with so many workers; None where it isn't known."""
+    rows = epoch_parts_of(group)
+    row = next((row for row in rows.itertuples() if row.num_workers == workers), None)
+    return bound(row, group.trials[group.trials[WORKERS] == workers].iloc[0]) if row else None
+
+
+def _tidy(group: Comparable) -> dict[str, Any]:
+    advice = advise(group)
+    cell, fastest = advice.cell, advice.fastest
+    change = advice.change or Interval(math.nan, math.nan, math.nan)
+    limit = bound_of(group, chosen.workers) if (chosen := cell or fastest) else None
+    return {
+        **group.labels,
+        "num_workers": cell.workers if cell else None,
+        "shm_size": _size(cell) if cell else "",
+        "epoch_s": cell.median_s if cell else math.nan,
+        "fastest_workers": fastest.workers if fastest else None,
+        "fastest_shm": _size(fastest) if fastest else "",
+        "fastest_s": fastest.median_s if fastest else math.nan,
+        "change": change.value,
+        "change_low": change.low,
+        "change_high": change.high,
+        "bound": limit.by if limit else "",
+        "bound_share": limit.share if limit else math.nan,
+        "text": " ".join(_of_group(group, several=False)),
+    }
+
+
+def _of_group(group: Comparable, several: bool) -> Iterator[str]:
+    """What to choose; and, of that or else of the fastest cell, what bounds it."""
+    yield _sentence(group, several)
+    advice = advise(group)
+    if (cell := advice.cell or advice.fastest) and (limit := bound_of(group, cell.workers)):
+        yield words(limit, _workers(cell))
 
 
 def _cells(trials: pd.DataFrame) -> Iterator[Cell]:
@@ -87,8 +140,7 @@ def _sentence(group: Comparable, several: bool) -> str:
     where = ", ".join([f"block {group.block}", *filter(None, [group.varied, group.surroundings if several else ""])])
 
     def named(cell: Cell) -> str:
-        workers = f"{cell.workers} worker{'' if cell.workers == 1 else 's'}"
-        return f"{workers} with shm {_size(cell)}" if several_sizes else workers
+        return f"{_workers(cell)} with shm {_size(cell)}" if several_sizes else _workers(cell)
 
     if advice.fastest is None:
         return f"No recommendation for {where}: there is no cell whose trials all completed."
@@ -113,6 +165,10 @@ def _sentence(group: Comparable, several: bool) -> str:
     if pd.notna(advice.cell.foreseen_bytes):
         said += f" It may overflow when rates change: its loader can take {advice.cell.foreseen_bytes / 2**20:,.1f} MiB of /dev/shm."
     return said
+
+
+def _workers(cell: Cell) -> str:
+    return f"{cell.workers} worker{'' if cell.workers == 1 else 's'}"
 
 
 def _size(cell: Cell) -> str:

@@ -8,13 +8,13 @@ so that no table has to remember it.
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from sweeps.metrics import SUMMARY
-from sweeps.tracker import find_sweep, plan_rows, resolve_uri
+from sweeps.tracker import artifact_text, find_sweep, plan_rows, resolve_uri
 from sweeps.tracking import SETTLED, children, short_names, written
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
     Oldest first. Before the first trial there is no row, and few columns.
 
     Columns, absent values NaN, None or NA:
-        run_id, run_name, key, block, evidence   str
+        sweep, run_id, run_name, key, block, evidence   str
         repeat             Int64
         outcome            str: an outcome of sweeps.tracking, or 'running'
         settled, planned   bool: will not be run again; belongs to the latest plan of the sweep
@@ -41,16 +41,19 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
         disturbances       int64: settled runs with this key that were disturbed
         started            datetime64, UTC
         device, device_name, cpu_name, cores, threads, precision, channels_last   str: hardware and what was pinned on it
-        validation_clips   float64
+        node, git_commit, versions   str: the machine's name, the commit that ran, and libraries as JSON text {"torch": "2.14.1", ...}
+        validation_clips, warmup_epochs   float64
         batch_bytes        float64: of /dev/shm; NaN until a trial has ended
         forecast_fit       str: fits, depends or overflows, foreseen before the trial; None in runs older than the forecast
         epoch_s, accuracy ...   float64: every name of sweeps.metrics.SUMMARY, in its unit there
         loader.num_workers, sgdr.lr ...   every resolved parameter under its dotted name: numbers where all values are, otherwise str;
                            sizes in bytes, lists as JSON text; of the parameters in AGED a run that is older has the value there
 
-    frame.attrs holds `sweep`, `uri` (absolute), `experiment`, `plan`, the number of trials of the latest plan that are to be measured, and
-    `forecast_only`, a dict for each of its trials that `method: forecast` left to its forecast: key, block, repeat, its forecast_... as
-    far as the plan has them, and its parameters as above. LookupError if there is no such sweep: it lists those there are.
+    frame.attrs holds `sweep`, `uri` (absolute), `experiment`, `plan`, the number of trials of the latest plan that are to be measured,
+    `forecast_only`, a dict for each of its trials that `method: forecast` left to its forecast: sweep, key, block, repeat, its forecast_...
+    as far as the plan has them, and its parameters as above; and `not_run`, a dict for each that is to be measured and has no run yet:
+    sweep, key, block, repeat, and its parameters as far as the plan has them or the trials of its block agree on them. LookupError if
+    there is no such sweep: it lists those there are.
     """
     client, parent = find_sweep(name, uri, experiment)
     attempts = children(client, parent)
@@ -63,42 +66,76 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
     kept: dict[str, Run] = {}
     for run in sorted(attempts, key=_worth, reverse=True):  # stable: newest first among those worth the same
         kept.setdefault(run.data.tags["key"], run)
-    rows = [_row(run) | {"planned": key in plan, "attempts": counts[key], "disturbances": disturbances[key]} for key, run in kept.items()]
-    frame = pd.DataFrame(rows, columns=None if rows else ["run_name", "block", "outcome", "evidence", "planned"])
+    of_key = {key: {"planned": key in plan, "attempts": counts[key], "disturbances": disturbances[key]} for key in kept}
+    rows = [{"sweep": name} | _row(run) | of_key[key] for key, run in kept.items()]
+    frame = pd.DataFrame(rows, columns=None if rows else ["sweep", "run_name", "block", "outcome", "evidence", "planned"])
     if rows:
         frame = frame.sort_values("started", kind="stable", ignore_index=True)
         converted = ["repeat", *(column for column in frame if "." in column)]
         frame = frame.fillna({name: value for name, value in AGED.items() if name in frame})
         frame[converted] = frame[converted].convert_dtypes()
     frame.attrs = {"sweep": name, "uri": resolve_uri(uri), "experiment": experiment, "plan": len(plan)}
-    frame.attrs["forecast_only"] = [_forecast_row(row) for row in forecast_only]
+    frame.attrs["forecast_only"] = [{"sweep": name} | _forecast_row(row) for row in forecast_only]
+    frame.attrs["not_run"] = [{"sweep": name} | row for row in _not_run(rows_of_plan, plan - kept.keys(), frame)]
     return frame
+
+
+def joined_runs(names: Sequence[str], uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT) -> pd.DataFrame:
+    """The trials of several sweeps of one experiment, one sweep after the other, in a frame like that of `sweep_runs`.
+
+    Column `sweep` tells them apart, and no table pools across it. LookupError as there.
+    """
+    frames = [sweep_runs(name, uri, experiment) for name in dict.fromkeys(names)]
+    if len(frames) == 1:
+        return frames[0]
+    attrs = frames[0].attrs | {"sweep": " + ".join(frame.attrs["sweep"] for frame in frames)}
+    attrs |= {name: [row for frame in frames for row in frame.attrs[name]] for name in ("forecast_only", "not_run")}
+    attrs["plan"] = sum(frame.attrs["plan"] for frame in frames)
+    for frame in frames:
+        frame.attrs = {}
+    joined = pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
+    joined.attrs = attrs
+    return joined
+
+
+def sweep_yaml(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT) -> str:
+    """The file that the latest launch of a sweep was given. LookupError as `sweep_runs`."""
+    client, parent = find_sweep(name, uri, experiment)
+    return artifact_text(client, parent, "sweep.yaml")
 
 
 class Comparable(NamedTuple):
     """Trials that differ only in what their table spreads out, in repeat and in seed."""
 
+    sweep: str
     block: str
     varied: str  # 'form=png prefetch_factor=4': what tells this group from the block's others; empty when it is the only one
     surroundings: str  # 'paced: 25 ms a step · 2 cores · 2 threads · float32'
     trials: pd.DataFrame
     forecast_only: pd.DataFrame  # those that were planned like them and never measured, as in frame.attrs; the columns spread out at least
+    not_run: pd.DataFrame  # those that are to be measured and have no run yet, likewise
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The first columns of every tidy table: which of its tables a row belongs to."""
+        return {"sweep": self.sweep, "block": self.block, "varied": self.varied, "surroundings": self.surroundings}
 
     def values(self, column: str) -> set[Any]:
         """What the trials have in a column, measured or not; None where they have nothing."""
-        return _values(self.trials, column) | _values(self.forecast_only, column)
+        return _values(self.trials, column) | _values(self.forecast_only, column) | _values(self.not_run, column)
 
 
 def comparable(frame: pd.DataFrame, spread: tuple[str, ...]) -> Iterator[Comparable]:
-    """Splits the planned trials by block, by every parameter outside `spread` that varies, and by surroundings."""
+    """Splits the planned trials by sweep, block, every parameter outside `spread` that varies, and surroundings."""
     planned = frame[frame["planned"].astype(bool)]  # a frame without rows has no types
     planned.attrs = {}  # pandas copies them, deeply, at nearly every step
-    left_out = pd.DataFrame(frame.attrs.get("forecast_only", []))
+    unmeasured = [pd.DataFrame(frame.attrs.get(name, [])) for name in ("forecast_only", "not_run")]
     for block, trials in planned.groupby("block", sort=False):
         trials = _with_surroundings(trials)
-        foreseen = left_out[left_out["block"] == block] if len(left_out) else left_out
-        parameters = dict.fromkeys(column for column in (*trials, *foreseen) if "." in column and column not in spread)
-        varying = [column for column in parameters if len(_values(trials, column) | _values(foreseen, column)) > 1]
+        foreseen, missing = (rows[rows["block"] == block] if len(rows) else rows for rows in unmeasured)
+        known = (trials, foreseen, missing)
+        columns = dict.fromkeys(column for each in known for column in each if "." in column and column not in spread)
+        varying = [column for column in ("sweep", *columns) if len(set[Any]().union(*(_values(each, column) for each in known))) > 1]
         names = short_names(varying)
         idle = [column for column in varying if column in IDLE_AT_0]
         trials = trials.assign(**{column: None for column in varying if column not in trials})
@@ -107,13 +144,17 @@ def comparable(frame: pd.DataFrame, spread: tuple[str, ...]) -> Iterator[Compara
             if idle:
                 group = pd.concat([group, _alike_at_0(trials, first, [*varying, *SURROUNDINGS], idle)]).drop_duplicates("key")
             varied = " ".join(f"{names[column]}={_shown(column, first[column])}" for column in varying)
-            with_it = foreseen.iloc[:0]
-            if len(foreseen) and _is_newest(first, trials[_alike(trials, first, varying)]):
-                with_it = foreseen[_alike(foreseen, first, varying)]
-                if idle:
-                    with_it = pd.concat([with_it, _alike_at_0(foreseen, first, varying, idle)]).drop_duplicates("key")
-            with_it = with_it.reindex(columns=[*dict.fromkeys((*with_it, *spread))])
-            yield Comparable(str(block), varied, _describe(first), group, with_it)
+            newest = _is_newest(first, trials[_alike(trials, first, varying)])
+            beside = [_beside(rows if newest else rows.iloc[:0], first, varying, idle, spread) for rows in (foreseen, missing)]
+            yield Comparable(str(first.get("sweep", "")), str(block), varied, _describe(first), group, *beside)
+
+
+def _beside(rows: pd.DataFrame, first: pd.Series, varying: list[str], idle: list[str], spread: tuple[str, ...]) -> pd.DataFrame:
+    """Those of the trials without a run that would be in the group of `first`."""
+    if len(rows):
+        alike = rows[_alike(rows, first, varying)]
+        rows = pd.concat([alike, _alike_at_0(rows, first, varying, idle)]).drop_duplicates("key") if idle else alike
+    return rows.reindex(columns=[*dict.fromkeys((*rows, *spread))])
 
 
 def _values(trials: pd.DataFrame, column: str) -> set[Any]:
@@ -142,11 +183,29 @@ def _is_newest(first: pd.Series, trials: pd.DataFrame) -> bool:
     return bool(_alike(trials, first, list(SURROUNDINGS)).iloc[-1])
 
 
+def _not_run(rows: list[dict[str, Any]], keys: set[str], frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The trials of the plan with these keys. The plan has what they sweep; all else is as in their block, where that is of one kind."""
+    shared: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["key"] not in keys or "swept" not in row:
+            continue
+        if (block := row["block"]) not in shared:
+            trials = frame[(frame["block"] == block) & frame["planned"].astype(bool)]
+            found = {column: _values(trials, column) for column in frame if "." in column}
+            shared[block] = {column: next(iter(values)) for column, values in found.items() if len(values) == 1}
+        yield {name: row[name] for name in ("key", "block", "repeat")} | shared[block] | _parameters(row["swept"])
+
+
 def _forecast_row(row: dict[str, Any]) -> dict[str, Any]:
     """A trial of the plan that is not to be measured, in the words of a measured one."""
     known = {name: row[name] for name in ("key", "block", "repeat", "forecast_fit") if name in row}
-    texts = {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for name, value in row["config"].items()}
-    return known | row["forecast"] | {name: _value(text) for name, text in texts.items() if "." in name}
+    return known | row["forecast"] | _parameters(row["config"])
+
+
+def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of the plan as the tracker has those of a trial."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for name, value in config.items()}
+    return {name: _value(text) for name, text in texts.items() if "." in name}
 
 
 def _is_settled(run: "Run") -> bool:
@@ -179,7 +238,8 @@ def _row(run: "Run") -> dict[str, Any]:
         "disturbed": _disturbed(run),
         "started": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
         **{tag: tags.get(tag) for tag in SURROUNDINGS},
-        **{tag: float(tags.get(tag, "nan")) for tag in ("validation_clips", "batch_bytes")},
+        **{tag: tags.get(tag) for tag in ("node", "git_commit", "versions")},
+        **{tag: float(tags.get(tag, "nan")) for tag in ("validation_clips", "warmup_epochs", "batch_bytes")},
         "forecast_fit": tags.get("forecast_fit"),
         **{name: metrics.get(name, float("nan")) for name in SUMMARY},
         **{name: _value(text) for name, text in params.items() if "." in name},

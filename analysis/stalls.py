@@ -7,23 +7,23 @@ shape one sees. All of it is in a trial's records.jsonl, which the tracker holds
 
 import argparse
 import itertools
-import json
 import re
 import sys
-import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from analysis.filters import matching
 from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, sweep_runs
-from sweeps.tracking import connect, resolve_uri, written
+from analysis.series import trial_records
+from sweeps.tracker import connect, resolve_uri
+from sweeps.tracking import written
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -220,33 +220,16 @@ def draw(client: "MlflowClient", run_id: str, folder: Path, epoch: int | None) -
         value = run.data.params.get(path)
         said = f"{path.removeprefix('loader.')}={written(path, None if value is None else int(value))}"
         title += "" if said in title else f" · {said}"
-    if "records.jsonl" not in {file.path for file in client.list_artifacts(run_id)}:
+    if not (records := trial_records(client, run_id)):
         raise LookupError(f"{title}: its records are not in the tracker")
-    with tempfile.TemporaryDirectory() as scratch:
-        lines = Path(client.download_artifacts(run_id, "records.jsonl", scratch)).read_text("utf-8").splitlines()
     try:
-        figure = picture([json.loads(line) for line in lines], title, epoch)
+        figure = picture(records, title, epoch)
     except LookupError as error:
         raise LookupError(f"{title}: {error.args[0]}") from None
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / (re.sub(r"[^\w.=-]+", "_", title) + ("" if epoch is None else f"_epoch={epoch}") + ".png")
     figure.savefig(file)
     return file
-
-
-def matching(frame: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
-    """The planned trials that ended and of which every 'num_workers=8' holds, values written as in their names. LookupError: none."""
-    trials = frame[frame["planned"].astype(bool) & (frame["outcome"] != "running")]
-    for text in filters:
-        name, _, value = text.partition("=")
-        columns = [column for column in frame if name in (column, column.rpartition(".")[2])]
-        if len(columns) != 1:
-            raise LookupError(f"{text}: {name!r} is {'more than one' if columns else 'no'} parameter of this sweep")
-        values = [written(columns[0], None if pd.isna(given) else given) for given in trials[columns[0]].tolist()]
-        trials = trials[[given == value for given in values]]
-        if trials.empty:
-            raise LookupError(f"{text}: no trial that ended; there are {', '.join(sorted(set(values))) or 'none'}")
-    return trials
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -265,7 +248,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         runs = [given.name]
         if not re.fullmatch("[0-9a-f]{32}", given.name):
-            runs = matching(sweep_runs(given.name, given.uri, given.experiment), given.filters)["run_id"].tolist()
+            frame = sweep_runs(given.name, given.uri, given.experiment)
+            ended = frame[frame["planned"].astype(bool) & (frame["outcome"] != "running")]
+            runs = matching(ended, given.filters)["run_id"].tolist()
     except LookupError as error:
         parser.exit(2, f"{error.args[0]}\n")
     client, drawn = connect(uri), 0

@@ -1,34 +1,78 @@
-"""The tables of a sweep as one text, from the tracker alone: what launch.py prints at the end and `python -m analysis NAME` again."""
+"""All tables of a sweep from the tracker alone, as text, which launch.py prints and `python -m analysis NAME` prints again, and as CSV."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pandas as pd
 
-from analysis import cycles, epochs, fit, forecasts, recommendation, tradeoff
+from analysis import cycle_choice, cycles, epochs, fit, forecasts, loader_keys, recommendation, tradeoff
 from analysis.page import WORDS
-from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, sweep_runs
-from sweeps.tracking import SETTLED, database_file, resolve_uri
+from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, joined_runs
+from sweeps.tracker import database_file, resolve_uri
+from sweeps.tracking import SETTLED
 
 SHOWN_FAILURES = 5
+ON_PAGE = (  # of a block, in this order
+    tradeoff.tables,
+    loader_keys.tables,
+    epochs.tables,
+    forecasts.tables,
+    recommendation.sentences,
+    fit.tables,
+    cycles.tables,
+    cycle_choice.sentences,
+)
+FRAMES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {  # name of the CSV file -> what stands in it
+    "trials": lambda frame: frame,
+    "epoch_times": tradeoff.epoch_times,
+    "key_times": loader_keys.key_times,
+    "epoch_parts": epochs.epoch_parts,
+    "forecasts": forecasts.forecasts,
+    "choices": forecasts.choices,
+    "shm_fits": fit.fits,
+    "cycle_accuracies": cycles.cycle_accuracies,
+    "recommendations": recommendation.recommendations,
+    "cycle_recommendations": cycle_choice.cycle_recommendations,
+}
 
 
 def render(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT, markdown: bool = False) -> str:
     """Every table of a sweep for the terminal, or as Markdown for its artifact tables.md. LookupError: no such sweep."""
-    frame = sweep_runs(name, uri, experiment)
-    parts = [_head(frame, markdown)]
-    for _, trials in frame.groupby("block", sort=False):
-        for of_block in (tradeoff.tables, epochs.tables, forecasts.tables, recommendation.sentences, fit.tables, cycles.tables):
-            parts += of_block(trials, markdown)
-    return "\n\n".join([*parts, _next(name, uri, experiment, markdown)]) + "\n"
+    return body(joined_runs([name], uri, experiment), markdown) + "\n\n" + _next(name, uri, experiment, markdown) + "\n"
 
 
-def rebuild_command(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT) -> str:
+def body(frame: pd.DataFrame, markdown: bool = False) -> str:
+    """Every table of the trials of `runs.sweep_runs`, or of a part of them."""
+    return "\n\n".join([head(frame, markdown), *of_blocks(frame, markdown)])
+
+
+def of_blocks(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
+    """The tables alone, block by block."""
+    return [text for _, trials in frame.groupby("block", sort=False) for of_block in ON_PAGE for text in of_block(trials, markdown)]
+
+
+def write_csv(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Writes <folder>/<name>.csv for each of FRAMES that has a row, with the columns that its docstring tells; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tidy = {folder / f"{name}.csv": of(frame) for name, of in FRAMES.items()}
+    for file, rows in tidy.items():
+        file.unlink(missing_ok=True)  # what an earlier version of the sweep left
+        if len(rows):
+            rows.to_csv(file, index=False)
+    return [file for file in tidy if file.exists()]
+
+
+def rebuild_command(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT, flags: Sequence[str] = ()) -> str:
     """The command that prints the tables again, from the folder in which the sweep was launched."""
-    command = f"python -m analysis {name}"
+    command = f"python -m analysis {shlex.quote(name)}"
     if resolve_uri(uri) != resolve_uri(DEFAULT_URI):
-        command += f" --uri {uri}"
-    return command if experiment == DEFAULT_EXPERIMENT else f"{command} --experiment {experiment}"
+        command += f" --uri {shlex.quote(uri)}"
+    command += "" if experiment == DEFAULT_EXPERIMENT else f" --experiment {shlex.quote(experiment)}"
+    return " ".join([command, *flags])
 
 
-def _head(frame: pd.DataFrame, markdown: bool) -> str:
+def head(frame: pd.DataFrame, markdown: bool = False) -> str:
     """The sweep in a line, and what keeps the tables from being whole."""
     planned = frame[frame["planned"].astype(bool)]
     counts = [f"{count} {WORDS.get(outcome, outcome)}" for outcome, count in planned["outcome"].value_counts().items()]

@@ -20,6 +20,7 @@ from sweeps.tracking import written
 
 WORKERS, SHM = "loader.num_workers", "loader.shm_size"
 MARK = "†"  # beside a time whose trials lie far apart
+NOT_RUN = "not run yet"
 NOT_MEASURED = "~ Not measured: by its forecast this cell can't change the recommendation."
 TIMED = ("completed", "stopped_early")  # a trial cut short by an overflow may hold an epoch or two; they are no cell of this table
 
@@ -27,15 +28,20 @@ TIMED = ("completed", "stopped_early")  # a trial cut short by an overflow may h
 def epoch_times(frame: pd.DataFrame) -> pd.DataFrame:
     """Table 1 as a tidy frame, a row a cell, from the frame of `runs.sweep_runs`.
 
-    Columns: block, varied, surroundings (str; the table the cell belongs to), shm_size (str, '64M' or 'node'), num_workers (int),
-    trials and n (int: all, and those with a time), median_s, min_s, max_s, fill_s (float: over the n trials' medians of warm epochs),
-    spread (float: (max_s - min_s) / median_s, NaN for n = 1), slower_cores (bool: it is wide, and the slowest trial used as much more CPU
-    time for the same work than the fastest), outcomes (str: how the others ended, '1 of 3 overflowed'), change,
-    change_low, change_high (float: relative to 0 workers, -0.25 for a quarter less, with its 95 % interval; NaN below three pairs),
-    forecast_s (float: of a cell of no trials, which was forecast and never measured; otherwise NaN). Blocks in which neither count nor
-    size varies are left out.
+    Columns: sweep, block, varied, surroundings (str; the table the cell belongs to), shm_size (str, '64M' or 'node'), num_workers (int),
+    trials, n and not_run (int: that ran, those of them with a time, and planned ones without a run), median_s, min_s, max_s, fill_s (float:
+    over the n trials' medians of warm epochs), spread (float: (max_s - min_s) / median_s, NaN for n = 1), slower_cores (bool: it is wide,
+    and the slowest trial used as much more CPU time for the same work than the fastest), outcomes (str: how the others ended, '1 of 3
+    overflowed'), change, change_low, change_high (float: relative to 0 workers, -0.25 for a quarter less, with its 95 % interval; NaN below
+    three pairs), forecast_s (float: of a cell of no trials, which was forecast and never measured; otherwise NaN). Blocks in which neither
+    count nor size varies are left out.
     """
     return pd.DataFrame([row for group in groups(frame) for row in _cells(group)])
+
+
+def epoch_times_of(group: Comparable) -> pd.DataFrame:
+    """The cells of one table 1."""
+    return pd.DataFrame(_cells(group))
 
 
 def tables(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
@@ -57,33 +63,43 @@ def _with_sizes(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _cells(group: Comparable) -> Iterator[dict[str, Any]]:
     for size in sorted(group.values(SHM), key=lambda size: float("inf") if size is None else size):
-        of_size, foreseen = (_of_size(trials, size) for trials in (group.trials, group.forecast_only))
+        of_size, foreseen, missing = (_of_size(trials, size) for trials in (group.trials, group.forecast_only, group.not_run))
         baseline = epoch_seconds(of_size[of_size[WORKERS] == 0])
-        for workers in sorted({*of_size[WORKERS], *foreseen[WORKERS]}):
+        for workers in sorted({*of_size[WORKERS], *foreseen[WORKERS], *missing[WORKERS].dropna()}):
             trials = of_size[of_size[WORKERS] == workers]
-            with_time = timed(trials)
-            times = with_time.set_index("repeat")["epoch_s"]
-            change = paired_change(times, baseline) if workers else None
+            change = paired_change(epoch_seconds(trials), baseline) if workers else None
             yield {
-                "block": group.block,
-                "varied": group.varied,
-                "surroundings": group.surroundings,
+                **group.labels,
                 "shm_size": written(SHM, None if size is None else int(size)),
                 "num_workers": int(workers),
-                "trials": len(trials),
-                "n": len(times),
-                "median_s": times.median(),
-                "min_s": times.min(),
-                "max_s": times.max(),
-                "fill_s": with_time["fill_s"].median(),
-                "spread": relative_spread(times),
-                "slower_cores": _slower_cores(with_time),
-                "outcomes": outcome_words(trials.loc[~trials.index.isin(with_time.index), "outcome"], len(trials)),
-                "change": change.value if change else math.nan,
-                "change_low": change.low if change else math.nan,
-                "change_high": change.high if change else math.nan,
-                **({"forecast_s": math.nan} if len(trials) else _foreseen(foreseen[foreseen[WORKERS] == workers])),
+                **cell_figures(trials),
+                "not_run": int((missing[WORKERS] == workers).sum()),
+                **change_figures(change),
+                "forecast_s": math.nan,
+                **({} if len(trials) else _foreseen(foreseen[foreseen[WORKERS] == workers])),
             }
+
+
+def cell_figures(trials: pd.DataFrame) -> dict[str, Any]:
+    """What trials of one cell have in common; the columns are those of `epoch_times`."""
+    with_time = timed(trials)
+    times = with_time["epoch_s"]
+    return {
+        "trials": len(trials),
+        "n": len(times),
+        "median_s": times.median(),
+        "min_s": times.min(),
+        "max_s": times.max(),
+        "fill_s": with_time["fill_s"].median(),
+        "spread": relative_spread(times),
+        "slower_cores": _slower_cores(with_time),
+        "outcomes": outcome_words(trials.loc[~trials.index.isin(with_time.index), "outcome"], len(trials)),
+    }
+
+
+def change_figures(change: Interval | None) -> dict[str, float]:
+    value, low, high = change or (math.nan,) * 3
+    return {"change": value, "change_low": low, "change_high": high}
 
 
 def _of_size(trials: pd.DataFrame, size: int | None) -> pd.DataFrame:
@@ -92,6 +108,8 @@ def _of_size(trials: pd.DataFrame, size: int | None) -> pd.DataFrame:
 
 def _foreseen(trials: pd.DataFrame) -> dict[str, Any]:
     """What a cell was forecast to take, none of whose trials was measured; it may be sure to overflow."""
+    if trials.empty:
+        return {}
     overflows = "forecast_fit" in trials and (trials["forecast_fit"] == "overflows").all()
     return {"forecast_s": float(trials["forecast_epoch_s"].median()), "outcomes": "overflows" if overflows else ""}
 
@@ -116,19 +134,19 @@ def epoch_seconds(trials: pd.DataFrame) -> pd.Series:
 
 
 def _table(group: Comparable, markdown: bool) -> str:
-    cells = pd.DataFrame(_cells(group))
+    cells = epoch_times_of(group)
     title = heading("Epoch seconds by num_workers and shm_size", cells.iloc[0], markdown)
     notes = ["Median over n trials of their epoch seconds (fastest-slowest trial); warm epochs only."]
     if (cells["spread"] > WIDE).any():
         notes.append(f"{MARK} Fastest and slowest trial lie more than {100 * WIDE:.0f} % of the median apart.")
-        notes += _why_wide(cells)
+        notes += why_wide(cells)
     if cells["forecast_s"].notna().any():
         notes.append(NOT_MEASURED)
     notes += disturbance_lines(group.trials, markdown)
     return "\n".join([title, *_spread(_time_columns(cells), markdown), *notes, "", *_changes(cells, markdown)])
 
 
-def _why_wide(cells: pd.DataFrame) -> list[str]:
+def why_wide(cells: pd.DataFrame) -> list[str]:
     """In how many of the wide cells the cores are the reason."""
     wide, slower = (cells["spread"] > WIDE).sum(), cells["slower_cores"].sum()
     of = f"{slower} of {wide} such cell{'' if wide == 1 else 's'}"
@@ -157,12 +175,15 @@ def _time_columns(cells: pd.DataFrame) -> Columns:
     widest = len(f"{cells['median_s'].max():.{digits}f}")
     columns: Columns = {}
     for cell in cells.itertuples():
-        texts = (_time_text(cell, digits, widest), str(cell.n) if cell.trials else "")
+        texts = (time_text(cell, digits, widest), str(cell.n) if cell.trials else "")
         columns.setdefault(f"shm {cell.shm_size}", {})[cell.num_workers] = texts
     return columns
 
 
-def _time_text(cell: Any, digits: int, widest: int) -> str:
+def time_text(cell: Any, digits: int, widest: int) -> str:
+    """'1.55 (1.51-1.61)', '41.2 s, 1 of 3 overflowed', '3 of 3 overflowed': a row of `epoch_times`."""
+    if not cell.trials and cell.not_run:
+        return NOT_RUN
     if not cell.trials:
         return f"~{cell.outcomes or f'{cell.forecast_s:.{digits}f}'} forecast"
     if not cell.n:
@@ -176,11 +197,12 @@ def _time_text(cell: Any, digits: int, widest: int) -> str:
 def _change_columns(cells: pd.DataFrame) -> Columns:
     columns: Columns = {}
     for cell in cells.itertuples():
-        columns.setdefault(f"shm {cell.shm_size}", {})[cell.num_workers] = (_change_text(cell),)
+        columns.setdefault(f"shm {cell.shm_size}", {})[cell.num_workers] = (change_text(cell),)
     return columns
 
 
-def _change_text(cell: Any) -> str:
+def change_text(cell: Any) -> str:
+    """'-56% (-67% to -41%)', and whether that tells the two apart: a row of `epoch_times`."""
     if not cell.n:
         return "-"
     if not (change := _change(cell)):

@@ -59,6 +59,11 @@ class Ensemble:
         pairs = [(a != b).double().mean().item() for i, a in enumerate(votes) for b in votes[i + 1 :]]
         return sum(pairs) / len(pairs) if pairs else None
 
+    def disagreements(self) -> list[float]:
+        """Share of clips on which the latest member names another label than each one before it, in their order."""
+        *before, latest = [member.argmax(dim=1) for member in self.members]
+        return [(latest != vote).double().mean().item() for vote in before]
+
     def confusion(self) -> list[list[int]]:
         """K x K counts: row the true label, column the ensemble's."""
         kinds = self.mean().shape[1]

@@ -127,7 +127,8 @@ def _take_snapshot(learner: Learner, ensemble: snapshots.Ensemble, folder: Path,
     disagreement = ensemble.disagreement()
     if disagreement is not None:
         metrics["snapshot/disagreement"] = disagreement
-    return {"kind": "snapshot", "cycle": cycle, "epoch": epoch, "file": path.name, "metrics": metrics}
+    head = {"kind": "snapshot", "cycle": cycle, "epoch": epoch, "file": path.name}
+    return head | {"metrics": metrics, "disagreements": ensemble.disagreements()}
 
 
 def _setup(trial: Trial, device: str, corpus: corpora.PreparedCorpus, steps: int) -> Record:

@@ -147,10 +147,10 @@ def settle_up(sweep: Sweep, patience_s: float = 0.0) -> None:
     sweep.clear()
 
 
-def finish(sweep: Sweep, status: str, tables: str | None = None) -> None:
+def finish(sweep: Sweep, status: str, tables: str | None = None, report: str | None = None) -> None:
     """Closes the sweep's run, as Tracking.finish_sweep. While the tracker is away it stays open: the next launch goes on with it."""
     with contextlib.suppress(TrackerAway), asked(sweep.tracking.uri):
-        sweep.tracking.finish_sweep(sweep.parent, status, tables)
+        sweep.tracking.finish_sweep(sweep.parent, status, tables, report)
 
 
 def launch_of(sweep: Sweep) -> Launch:

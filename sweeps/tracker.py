@@ -84,5 +84,9 @@ def find_sweep(name: str, uri: str, experiment: str) -> "tuple[MlflowClient, Run
 
 def plan_rows(client: "MlflowClient", parent: "Run") -> list[dict[str, Any]]:
     """The latest plan of a sweep, a row a trial, as `Tracking.log_plan` took it."""
+    return json.loads(artifact_text(client, parent, "plan.json"))
+
+
+def artifact_text(client: "MlflowClient", run: "Run", path: str) -> str:
     with tempfile.TemporaryDirectory() as scratch:
-        return json.loads(Path(client.download_artifacts(parent.info.run_id, "plan.json", scratch)).read_text("utf-8"))
+        return Path(client.download_artifacts(run.info.run_id, path, scratch)).read_text("utf-8")

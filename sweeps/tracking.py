@@ -124,10 +124,11 @@ class Tracking:
         """What the forecasts of a sweep were made of, by name."""
         self.client.log_text(parent, json.dumps(calibrations, indent=1), "calibrations.json")
 
-    def finish_sweep(self, parent: str, status: str, tables: str | None = None) -> None:
-        """Closes the parent run. status: FINISHED, FAILED or KILLED; `tables`: the Markdown of tables.md."""
-        if tables is not None:
-            self.client.log_text(parent, tables, "tables.md")
+    def finish_sweep(self, parent: str, status: str, tables: str | None = None, report: str | None = None) -> None:
+        """Closes the parent run. status: FINISHED, FAILED or KILLED; `tables`: the Markdown of tables.md; `report`: report.html."""
+        for text, place in ((tables, "tables.md"), (report, "report.html")):
+            if text is not None:
+                self.client.log_text(parent, text, place)
         run = self.client.get_run(parent)
         ended = {trial.data.tags["key"]: trial.data.tags.get("outcome", "running") for trial in reversed(self.trials(parent))}
         ended |= self.settled_keys(parent)

@@ -22,6 +22,7 @@ def simulated_sweep(seconds: dict[int, float], tables: int, repeats: int, drift:
                 dict.fromkeys(SURROUNDINGS, "simulated")
                 | dict.fromkeys(SUMMARY, float("nan"))
                 | {
+                    "sweep": "simulated",
                     "key": f"{table} {workers} {repeat}",
                     "run_name": f"table {table} num_workers={workers} repeat {repeat + 1}",
                     "block": f"table {table}",

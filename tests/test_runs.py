@@ -36,7 +36,14 @@ def test_a_row_a_trial_failed_ones_included(tracking, plant):
     assert (frame.loc[0, "epoch_s"], frame.loc[0, "accuracy"], frame.loc[0, "validation_clips"]) == (4.0, 0.5, 300.0)
     assert frame.loc[1:, "epoch_s"].isna().all()
     assert frame.loc[2, "shm_peak_bytes"] == 64 << 20
-    assert frame.attrs == {"sweep": "first-look", "uri": tracking.uri, "experiment": "speech", "plan": 3, "forecast_only": []}
+    assert frame.attrs == {
+        "sweep": "first-look",
+        "uri": tracking.uri,
+        "experiment": "speech",
+        "plan": 3,
+        "forecast_only": [],
+        "not_run": [],
+    }
 
 
 def test_the_columns_have_the_documented_types(tracking, plant):

@@ -176,7 +176,7 @@ def test_a_trial_without_a_picture_is_told_and_the_others_are_drawn(tracking: Tr
     ("arguments", "said"),
     [
         (["frist-look"], "no sweep 'frist-look'"),
-        (["first-look", "num_workers=9"], "num_workers=9: no trial that ended; there are 2, 8"),
+        (["first-look", "num_workers=9"], "num_workers=9: no such trial; there are 2, 8"),
         (["first-look", "workers=9"], "workers=9: 'workers' is no parameter of this sweep"),
         (["first-look", "num_workers=2"], "workers · num_workers=2 shm_size=1G · repeat 1: its records are not in the tracker"),
         (["first-look", "num_workers=8", "--epoch", "7"], "repeat 1: no epoch 7; there are 0, 1"),
