@@ -53,6 +53,7 @@ bench-tracking: $(VENV)/requirements.done
 bench-dry-run: $(VENV)/requirements-dev.done
 	$(RUN) -m tests.benchmarks.dry_run
 
+
 bench-analysis: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.frames
 

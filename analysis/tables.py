@@ -9,7 +9,8 @@ import pandas as pd
 from analysis import cycle_choice, cycles, epochs, fit, forecasts, loader_keys, recommendation, tradeoff
 from analysis.page import WORDS
 from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, joined_runs
-from sweeps.tracking import SETTLED, database_file, resolve_uri
+from sweeps.tracker import database_file, resolve_uri
+from sweeps.tracking import SETTLED
 
 SHOWN_FAILURES = 5
 TABLES = (  # of a block, in this order

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from speech import accelerator, corpora, page_cache, sgdr, snapshots
 from speech.augment import draws, mixup_weight
-from speech.clips import Clips
+from speech.clips import Clips, picture_of
 from speech.config import Trial
 from speech.continuation import Continuation, Progress
 from speech.cpu import cpu_model
@@ -64,7 +64,7 @@ def fit(trial: Trial, emit: Callable[[Record], None], gauge: Gauge | None = None
                 continuation = Continuation(trial, corpus, device, learner)
                 progress = continuation.take_up()
         work = _learning(trial, learner, cycle_steps, len(loader)) if learner else _pacing(trial)
-        setup = _setup(trial, device, corpus, len(loader))
+        setup = _setup(trial, device, corpus, len(loader)) | (_recipe(trial, corpus) if learner else {})
         gauge.expect(setup["batch_bytes"])
         emit(setup | progress.origin())
         for record in progress.records:
@@ -151,6 +151,13 @@ def _setup(trial: Trial, device: str, corpus: corpora.PreparedCorpus, steps: int
         "steps_per_epoch": steps,
         "batch_bytes": batch_bytes(config, config.loader.batch_size),
     }
+
+
+def _recipe(trial: Trial, corpus: corpora.PreparedCorpus) -> Record:
+    """What makes predictions of the trial's snapshots, months later and without the corpus: see speech/prediction.py."""
+    picture = picture_of(trial.config, corpus)
+    statistics = {"mean": picture.mean.tolist(), "deviation": picture.deviation.tolist()}  # exact: a float32 is a float
+    return {"config": trial.config.model_dump(mode="json"), "statistics": statistics}
 
 
 MEDIANS = {  # of the summary -> the series that it is the median of, over warm epochs that have it

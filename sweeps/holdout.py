@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from scipy.stats import binomtest
 
 from speech.config import Pinned, Trial
+from sweeps import ensemble
 from sweeps.isolation import Task
 from sweeps.preflight import PreflightError, Say, result_of
 from sweeps.sweep import Sweep
-from sweeps.tracking import run_name
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -50,16 +50,10 @@ def interval(correct: int, clips: int) -> str:
 
 
 def _best(sweep: Sweep) -> "Run":
-    """The run with the highest validation accuracy of its ensemble; of equals the first that ended, whose snapshots are kept."""
-    planned = {trial.key for trial in sweep.plan.trials}
-    runs = [run for run in sweep.tracking.trials(sweep.parent) if run.data.tags["key"] in planned]
-    done = [run for run in runs if run.data.tags.get("outcome") == "completed"]  # an interrupted one may lack snapshots
-    learned = [run for run in done if "ensemble_accuracy" in run.data.metrics]
-    if not learned:
-        raise PreflightError(
-            "--test: no trial of this sweep has learned anything yet, so there is no ensemble to read the test split with."
-        )
-    return max(learned, key=lambda run: (run.data.metrics["ensemble_accuracy"], -run.info.end_time))
+    try:
+        return ensemble.best(sweep.tracking.trials(sweep.parent), {trial.key for trial in sweep.plan.trials})
+    except LookupError as problem:
+        raise PreflightError(f"--test: {problem} to read the test split with.") from None
 
 
 def _measure(sweep: Sweep, run: "Run") -> "Run":
@@ -68,12 +62,11 @@ def _measure(sweep: Sweep, run: "Run") -> "Run":
     folder = sweep.folder / "test"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    kept, cycles = sweep.tracking.client.list_artifacts(run.info.run_id, "snapshots"), len(spec.config.sgdr.cycles())
-    if len(kept) < cycles:
-        name = run_name(spec.block, spec.swept, spec.repeat)
-        raise PreflightError(f"--test: {name} keeps {len(kept)} of its {cycles} snapshots; run the sweep under another name.")
-    snapshots = sweep.tracking.client.download_artifacts(run.info.run_id, "snapshots", str(folder))
-    trial = Trial(config=spec.config, seed=spec.seed, pinned=_pinned(run.data.tags), folder=snapshots)
+    try:
+        snapshots = ensemble.download(sweep.tracking.client, run, len(spec.config.sgdr.cycles()), folder)
+    except LookupError as problem:
+        raise PreflightError(f"--test: {problem}; run the sweep under another name.") from None
+    trial = Trial(config=spec.config, seed=spec.seed, pinned=_pinned(run.data.tags), folder=str(snapshots))
     task = Task("test", trial.model_dump(), private=False)
     answer = result_of(sweep.template, task, folder / "stderr.log", "test", "--test: {problem}")
     names = {"accuracy": "test_accuracy", "ensemble_accuracy": "test_ensemble_accuracy", "clips": "test_clips"}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from speech.config import Pinned, Trial
+from sweeps import notes
 from sweeps.away import is_away
 from sweeps.config import OF_LEARNING
 from sweeps.disturbance import disturbance
@@ -28,6 +29,7 @@ from sweeps.plan import TrialSpec
 from sweeps.sender import Sender
 from sweeps.shm_fit import ShmFit
 from sweeps.trace import write_trace
+from sweeps.tracking import written
 
 SETUP_TAGS = (
     "device",
@@ -154,6 +156,11 @@ def _run_tracked(
     if launch.exclusive:  # otherwise the trials beside it are what disturbs it, and it is as it should be
         tags["disturbed"] = disturbance(summary, heard.epochs)
     files = _files(folder, heard) | _kept_snapshots(learned, folder, heard, launch, sender, spec.block)
+    tags[notes.NOTE] = notes.of_ended_trial(
+        spec.block, spec.repeat, {path: written(path, value) for path, value in spec.swept.items()}, outcome=outcome.name,
+        evidence=outcome.evidence, figures=(foreseen.metrics() if foreseen else {}) | summary, disturbed=tags.get("disturbed"),
+        artifacts=files,
+    )  # fmt: skip
     sender.outbox.finish(outcome.name, outcome.evidence, summary, tags, files)
     log = "stderr.log" if "stderr.log" in files else "records.jsonl"
     origin: dict[str, Any] = {name: heard.setup[name] for name in ("continued_epoch", "started_over") if name in heard.setup}

@@ -191,7 +191,7 @@ def launch_of(sweep: Sweep) -> Launch:
         planned=frozenset(trial.key for trial in sweep.plan.trials),
         attempts=attempts,
         keep=config.snapshots.keep,
-        provenance=software(),
+        provenance=software() | {"sweep": config.name},
         pinned=sweep.pinned,
         fits=sweep.outlook.fits,
         forecasts=sweep.outlook.forecasts,

@@ -1,9 +1,12 @@
-"""The tracker as such: where it is, a client of it, and all runs that match a query."""
+"""The tracker as such: where it is, a client of it, all runs that match a query, and a sweep by its name."""
 
+import difflib
+import json
 import os
+import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sweeps.away import ALWAYS, PATIENCE
 
@@ -56,3 +59,34 @@ def search_all(client: "MlflowClient", experiment_id: str, query: str) -> "list[
         token = page.token
         if not token:
             return runs
+
+
+def find_sweep(name: str, uri: str, experiment: str) -> "tuple[MlflowClient, Run]":
+    """The tracker and the sweep's parent run, or a LookupError that says what there is. Makes no database."""
+    uri = resolve_uri(uri)
+    file = database_file(uri)
+    if file and not file.exists():  # MLflow would make an empty database here
+        raise LookupError(f"no tracking database at {file}. Run a sweep first, or name another database with --uri.")
+    client = connect(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        there = [each.name for each in client.search_experiments()]
+        raise LookupError(f"no experiment {experiment!r} at {uri}. There are: {', '.join(there)}.")
+    sweeps = search_all(client, found.experiment_id, "tags.kind = 'sweep'")
+    for run in sweeps:
+        if run.data.tags["sweep"] == name:
+            return client, run
+    there = [run.data.tags["sweep"] for run in sweeps]
+    near = difflib.get_close_matches(name, there, 1)
+    listed = f"There are: {', '.join(there)}." if there else "It holds no sweep yet."
+    raise LookupError(f"no sweep {name!r} in experiment {experiment!r} at {uri}. {listed}" + (f" Did you mean {near[0]}?" if near else ""))
+
+
+def plan_rows(client: "MlflowClient", parent: "Run") -> list[dict[str, Any]]:
+    """The latest plan of a sweep, a row a trial, as `Tracking.log_plan` took it."""
+    return json.loads(artifact_text(client, parent, "plan.json"))
+
+
+def artifact_text(client: "MlflowClient", run: "Run", path: str) -> str:
+    with tempfile.TemporaryDirectory() as scratch:
+        return Path(client.download_artifacts(run.info.run_id, path, scratch)).read_text("utf-8")

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speech.config import format_size
+from sweeps import notes
 from sweeps.metrics import check_name
-from sweeps.tracker import connect, database_file, resolve_uri, search_all
+from sweeps.tracker import connect, database_file, plan_rows, resolve_uri, search_all
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -135,10 +136,9 @@ class Tracking:
             tags = {"kind": "sweep", "sweep": name}
             parent = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
         self.client.update_run(parent, status="RUNNING")
-        note = (
-            f"A sweep of {len(plan)} trials; each child run is one. Its tables are in `tables.md`. To print them again:\n\n    {rebuild}\n"
-        )
-        self.client.set_tag(parent, "mlflow.note.content", note)
+        rows = [row | {"swept": {path: written(path, value) for path, value in row.get("swept", {}).items()}} for row in plan]
+        self.client.set_tag(parent, notes.NOTE, notes.of_sweep(name, rows, rebuild, self.experiment_id))
+        self.client.set_experiment_tag(self.experiment_id, notes.VIEW + name, notes.view(name, rows, now_ms()))
         self.client.log_text(parent, yaml_text, "sweep.yaml")
         self.log_plan(parent, plan)
         return parent
@@ -156,6 +156,11 @@ class Tracking:
         for text, place in ((tables, "tables.md"), (report, "report.html")):
             if text is not None:
                 self.client.log_text(parent, text, place)
+        run = self.client.get_run(parent)
+        ended = {trial.data.tags["key"]: trial.data.tags.get("outcome", "running") for trial in reversed(self.trials(parent))}
+        ended |= self.settled_keys(parent)
+        outcomes = [ended[row["key"]] for row in plan_rows(self.client, run) if row["key"] in ended]
+        self.client.set_tag(parent, notes.NOTE, notes.of_ended_sweep(run.data.tags.get(notes.NOTE, ""), outcomes))
         self.client.set_terminated(parent, status)
 
     def trials(self, parent: str) -> "list[Run]":
@@ -215,9 +220,9 @@ class Tracking:
         tags: what is known of its surroundings (device, device_name, node, threads, precision, versions, git_commit ...). attempt_id:
         names this attempt at the trial, of which there is one run; where an earlier call has opened it, that is the one.
         """
-        own = {"kind": "trial", "key": key, "block": block, "repeat": repeat, "swept": dict(swept), PARENT: parent}
-        own["attempt_id"] = attempt_id
         columns = {path: written(path, value) for path, value in swept.items()}
+        own = {"kind": "trial", "key": key, "block": block, "repeat": repeat, "swept": dict(swept), PARENT: parent}
+        own |= {"attempt_id": attempt_id, notes.NOTE: notes.of_trial(block, repeat, columns)}
         run = next(iter(self._of_attempt(attempt_id)), None) or self.client.create_run(
             self.experiment_id, start_time=at, tags=_texts({**tags, **columns, **own}, "tag"), run_name=run_name(block, swept, repeat)
         )
@@ -336,7 +341,7 @@ def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> 
 
     if client.get_experiment_by_name(name) is None:
         try:
-            client.create_experiment(name, artifact_location=artifacts)
+            client.create_experiment(name, artifact_location=artifacts, tags=notes.OF_EXPERIMENT)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process made it in between
                 raise

@@ -1,0 +1,158 @@
+"""A launched sweep in MLflow's own pages, as people browse them: a real server, a real Chromium.
+
+Waits are for what a person would wait for, never for a time; Chromium is Debian's (.ci/run installs it), driven by Playwright.
+"""
+
+import gzip
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from analysis.runs import sweep_runs
+from tests.trees import wait_until
+
+PATIENCE_S = 120.0  # of a busy machine; a quiet one takes a second or two
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt install chromium)")
+expect.set_options(timeout=1000 * PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def server(launched):
+    """Where `mlflow server` shows the launched sweep's tracker, as `make ui` starts it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", "sqlite:///mlflow.db", "--default-artifact-root", "mlartifacts"]
+    variables = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    with (launched[0] / "server.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=launched[0], env=variables, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        assert wait_until(lambda: answers(url), PATIENCE_S), (launched[0] / "server.log").read_text()
+        yield url
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # a container's root may have none
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """As it opens for somebody who has never been there; wide enough that the table of runs has all its columns."""
+    context = browser.new_context(viewport={"width": 3000, "height": 1200})
+    page = context.new_page()
+    page.set_default_timeout(1000 * PATIENCE_S)
+    yield page
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def runs(launched):
+    return sweep_runs("planted", f"sqlite:///{launched[0]}/mlflow.db").set_index("run_id", drop=False)
+
+
+@pytest.fixture(scope="module")
+def sweep_id(launched, runs):
+    client_runs = {path.name for path in (launched[0] / "mlartifacts/speech").iterdir() if (path / "artifacts/plan.json").exists()}
+    (found,) = client_runs
+    return found
+
+
+def cell(page: Page, run_id: str, column: str) -> str:
+    """What the table of runs has in a trial's row; '' for its dash."""
+    row = page.locator(f"a[href$='/runs/{run_id}']").locator("xpath=ancestor::*[@row-index]").first.get_attribute("row-index")
+    text = page.locator(f"[row-index='{row}'] [col-id='{column}']").first.inner_text().strip()
+    return "" if text == "-" else text
+
+
+def open_view(page: Page, server: str) -> None:
+    page.goto(f"{server}/#/experiments/1/runs")
+    page.get_by_test_id("saved-views-trigger").click()
+    page.get_by_text("planted", exact=True).last.click()
+    page.locator(".ag-row button").first.click()  # the only row there is: the sweep's, with its trials folded
+
+
+def test_the_sweeps_view_nests_its_trials_and_its_columns_are_our_tables(page, server, runs) -> None:
+    open_view(page, server)
+    for trial in runs.itertuples():
+        expect(page.locator(f"a[href$='/runs/{trial.run_id}']")).to_be_visible()
+        assert cell(page, trial.run_id, "tags.`outcome`") == trial.outcome
+        for name in ("epoch_s", "shm_peak_bytes", "ensemble_accuracy"):
+            shown, ours = cell(page, trial.run_id, f"metrics.`{name}`"), runs.loc[trial.run_id, name]
+            assert (float(shown) if shown else None) == (None if ours != ours else pytest.approx(ours, rel=1e-6))
+    workers = runs[runs["block"] == "workers"]
+    shown = {(cell(page, run, "tags.`loader.num_workers`"), cell(page, run, "tags.`loader.shm_size`")) for run in workers["run_id"]}
+    assert shown == {("0", "4M"), ("0", "64M"), ("2", "4M"), ("2", "64M")}
+
+
+def test_a_filter_finds_the_trial_that_overflowed(page, server, runs) -> None:
+    page.goto(f"{server}/#/experiments/1/runs")
+    search = page.get_by_test_id("search-box")
+    search.fill("tags.outcome = 'shm_exhausted' and params.`loader.num_workers` = '2'")
+    search.press("Enter")
+    overflowed = runs[runs["outcome"] == "shm_exhausted"]
+    expect(page.get_by_text(re.compile(r"^\s*2\s+matching runs"))).to_be_visible()  # the trial, and MLflow adds its sweep
+    page.locator(".ag-row button").first.click()
+    expect(page.locator("[col-id='attributes.`Run Name`'] a")).to_have_text(["planted", overflowed["run_name"].item()])
+
+
+def test_notes_say_what_a_run_is_and_lead_from_the_sweep_to_its_trials(page, server, runs, sweep_id) -> None:
+    overflowed = runs[runs["outcome"] == "shm_exhausted"].iloc[0]
+    page.goto(f"{server}/#/experiments/1/runs/{overflowed['run_id']}")
+    expect(page.get_by_text("A trial of block workers, repeat 1")).to_be_visible()
+    expect(page.get_by_text(overflowed["evidence"][:40]).first).to_be_visible()
+    page.goto("about:blank")
+    page.goto(f"{server}/#/experiments/1/runs/{sweep_id}")
+    page.get_by_text("Show more").first.click()
+    page.get_by_role("link", name="All trials with what was varied").click()
+    expect(page.get_by_test_id("search-box")).to_have_value("tags.sweep = 'planted'")
+
+
+def test_charts_show_a_metric_epoch_by_epoch(page, server, runs) -> None:
+    learned = runs[runs["block"] == "cycles"].iloc[0]
+    page.goto(f"{server}/#/experiments/1/runs/{learned['run_id']}/model-metrics")
+    page.get_by_placeholder("Search metric charts").fill("time/epoch_s")
+    chart = page.locator(".js-plotly-plot", has_text="Step").first
+    expect(chart.locator(".scatterlayer .point")).to_have_count(2)
+
+
+def test_tables_and_a_trace_open_from_the_artifacts(page, server, runs, sweep_id, tmp_path) -> None:
+    page.goto(f"{server}/#/experiments/1/runs/{sweep_id}/artifacts")
+    page.get_by_text("tables.md", exact=True).first.click()
+    expect(page.get_by_text("Validation accuracy by SGDR cycle length").first).to_be_visible()
+    page.goto("about:blank")
+    timed = runs[(runs["block"] == "workers") & (runs["outcome"] == "completed")].iloc[0]
+    page.goto(f"{server}/#/experiments/1/runs/{timed['run_id']}/artifacts")
+    page.get_by_text("trace.json.gz", exact=True).first.click()
+    expect(page.get_by_text(re.compile(r"Path: .*trace\.json\.gz"))).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download artifact").or_(page.get_by_title("Download artifact")).first.click()
+    trace = json.loads(gzip.decompress(Path(download.value.path()).read_bytes()))
+    assert {event["name"] for event in trace["traceEvents"]} >= {"step"}
