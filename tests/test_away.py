@@ -61,7 +61,7 @@ def run(template: Template, launch: Launch, key: str, tone_trial, actions: dict[
         if action:
             action()
 
-    outcome, _ = run_trial(template, spec, launch, hear)
+    outcome = run_trial(template, spec, launch, hear).outcome
     assert outcome.name == "completed"
 
 

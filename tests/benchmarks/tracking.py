@@ -169,7 +169,7 @@ def run(template: Template, config: TrialConfig, uri: str, parent: str, folder: 
     watch = Watch()
     began = time.perf_counter()
     with watch.watching(untracked):
-        outcome, _ = relay.run_trial(template, spec, launch, lambda figures: None)
+        outcome, *_ = relay.run_trial(template, spec, launch, lambda figures: None)
     took_s = time.perf_counter() - began
     shutil.rmtree(launch.folder)
     if outcome.name != "completed":
