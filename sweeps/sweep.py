@@ -8,19 +8,20 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import textwrap
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speech.config import Pinned, cache_dir
-from speech.cpu import cpu_model
-from sweeps import calibration, preflight, runner
+from speech.costs import Calibration
+from sweeps import preflight, runner
 from sweeps.config import SweepConfig
 from sweeps.disturbance import is_timing
 from sweeps.isolation import Template
@@ -29,7 +30,11 @@ from sweeps.plan import Plan, TrialSpec
 from sweeps.preflight import Node, PreflightError, Say
 from sweeps.relay import Launch
 from sweeps.shm_fit import counted
-from sweeps.tracking import Tracking, run_name
+from sweeps.sites import Here, Site, calibrate, pin
+from sweeps.tracking import Tracking, resolve_uri, run_name
+
+if TYPE_CHECKING:
+    from sweeps.cluster import Cluster
 
 WORK_FOLDER = Path(".sweeps")  # what is under way; a trial's folder goes when MLflow has its files
 VERSIONS = ("torch", "torchvision", "torchaudio", "ray", "mlflow")
@@ -42,12 +47,18 @@ class Sweep:
     config: SweepConfig
     tracking: Tracking
     parent: str  # run id
-    outlook: Outlook
     settled: dict[str, str]  # key -> outcome; without those that are due again, having been disturbed
     folder: Path
-    node: Node
-    template: Template
-    pinned: dict[str, Pinned] = field(default_factory=dict)  # by the trial's key
+    machines: "Here | Cluster"
+    sites: dict[str, Site]  # by machine.identity(), the first of them the launch's own machine where trials run there
+
+    @property
+    def node(self) -> Node:
+        return next(iter(self.sites.values())).node
+
+    @property
+    def outlook(self) -> Outlook:
+        return next(iter(self.sites.values())).outlook
 
     @property
     def plan(self) -> Plan:
@@ -64,42 +75,48 @@ def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[S
 
     `text`: the YAML; `rebuild`: the command that prints its tables again.
     """
-    tracking = _tracking(config)
     folder = (WORK_FOLDER / config.name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    with _held(lock_file(tracking.uri, config)), _template() as template:
-        node = preflight.survey(template, config, folder / "preflight.log")
+    with reached(config):
+        uri = resolve_uri(config.tracking.uri)
+    with _held(lock_file(uri, config)), _machines(config, say) as machines:
+        machines.survey(config, folder / "preflight.log")
+        tracking = _tracking(config)
         made = outlook(config, say)
         trials = made.plan.trials
-        request(config, node, trials)  # what the node can't give is known before anything is prepared
-        preflight.check_sizes(config, [trial.config for trial in trials])
-        preflight.prepare(template, [trial.config for trial in trials], folder / "preflight.log", say)
+        machines.check(config, trials)  # what can't be had is known before anything is prepared
+        sites = machines.sites(config, made, folder / "preflight.log")
         parent = tracking.start_sweep(config.name, text, made.rows(), rebuild)
-        tracking.close_orphans(parent, folder)
-        sweep = Sweep(config, tracking, parent, made, settled_for_good(tracking, parent, trials), folder, node, template)
+        machines.close_orphans(tracking, parent, folder)
+        sweep = Sweep(config, tracking, parent, settled_for_good(tracking, parent, trials), folder, machines, sites)
         try:
-            _foresee(sweep, say)
+            _foresee(sweep)
         except BaseException:
             tracking.finish_sweep(parent, "KILLED")
             raise
         yield sweep
 
 
-def _foresee(sweep: Sweep, say: Say) -> None:
+def _foresee(sweep: Sweep) -> None:
     """Pins and calibrates for every trial that is left, forecasts every one that can be, and puts it down before the first of them runs."""
     config, tracking = sweep.config, sweep.tracking
-    sweep.pinned = _pinned(sweep, say)
+    _pin(sweep)
     if not (config.calibrate and config.resources.exclusive_node):  # beside others a trial takes as long as they let it
         return
-    wanted = sweep.outlook.calibrations_wanted(sweep.pinned, sweep.node)
-    due = {wanted[trial.key].name: wanted[trial.key] for trial in sweep.left if trial.key in wanted}
-    private, log = config.resources.shm == "private", sweep.folder / "calibration.log"
-    found = calibration.obtain(sweep.template, due.values(), private, log, say)
-    found |= calibration.cached({each.name for each in wanted.values()} - due.keys())  # of settled trials: nothing is measured for them
-    sweep.outlook.foresee(wanted, found, tracking.settled_keys(sweep.parent))  # a trial that is due once more was chosen before
+    trials, prints = sweep.plan.trials, {which: corpus.fingerprint for which, corpus in sweep.outlook.corpora.items()}
+    left, log = [trial.key for trial in sweep.left], sweep.folder / "calibration.log"
+    arguments = {name: (config, site.node, trials, site.pinned, prints, left, log, who(config)) for name, site in sweep.sites.items()}
+    known: dict[str, Calibration] = {}
+    chosen = tracking.settled_keys(sweep.parent)  # a trial that is due once more was chosen before
+    for name, (wanted, found) in sweep.machines.ask(calibrate, arguments).items():
+        sweep.sites[name].outlook.foresee(wanted, found, chosen)
+        known |= found
+    out_of_reach = frozenset.intersection(*(site.outlook.foreseen_only for site in sweep.sites.values()))
+    for site in sweep.sites.values():
+        site.outlook.foreseen_only = out_of_reach
     tracking.log_plan(sweep.parent, sweep.outlook.rows())
-    if found:
-        tracking.log_calibrations(sweep.parent, {name: each.model_dump() for name, each in found.items()})
+    if known:
+        tracking.log_calibrations(sweep.parent, {name: each.model_dump() for name, each in known.items()})
 
 
 def settled_for_good(tracking: Tracking, parent: str, trials: list[TrialSpec]) -> dict[str, str]:
@@ -132,9 +149,9 @@ def _run_left(sweep: Sweep, say: Say, only: Collection[str] | None = None) -> No
     if left:
         launch = _launch(sweep)
         try:
-            runner.run(left, launch, sweep.node, request(sweep.config, sweep.node, left), _counter(sweep, left, say))
+            runner.run(left, launch, sweep.machines.running(sweep.config, left), _counter(sweep, left, say), say)
         finally:
-            sweep.tracking.close_orphans(sweep.parent, sweep.folder)
+            sweep.machines.close_orphans(sweep.tracking, sweep.parent, sweep.folder)
         sweep.settled = settled_for_good(sweep.tracking, sweep.parent, sweep.plan.trials)
 
 
@@ -150,24 +167,37 @@ def _launch(sweep: Sweep) -> Launch:
         planned=frozenset(trial.key for trial in sweep.plan.trials),
         keep=config.snapshots.keep,
         provenance=provenance(),
-        pinned=sweep.pinned,
-        fits=sweep.outlook.fits,
-        forecasts=sweep.outlook.forecasts,
+        **vars(next(iter(sweep.sites.values())).foreseen()),
         exclusive=config.resources.exclusive_node,
+        who=who(config),
+        machines={name: site.foreseen() for name, site in sweep.sites.items()},
     )
 
 
-def _pinned(sweep: Sweep, say: Say) -> dict[str, Pinned]:
-    """What is pinned for each trial, by key: decided at the sweep's first launch on this hardware and read from the tracker after that.
-    A settled trial that ran on other hardware has none."""
-    noted = noted_pins(sweep.tracking, sweep.parent)
-    names = {trial.key: pin_name(sweep.config, sweep.node, trial) for trial in sweep.plan.trials}
-    for trial in sweep.left:
-        if names[trial.key] not in noted:
-            found = preflight.pin(sweep.template, sweep.node, sweep.config, trial.config, sweep.folder / "preflight.log", say)
-            noted[names[trial.key]] = found
+def who(config: SweepConfig) -> str:
+    """What others are told that wait for a machine."""
+    return f"sweep {config.name} (process {os.getpid()} on {platform.node()})"
+
+
+def _pin(sweep: Sweep) -> None:
+    """What is pinned for each trial: decided at the sweep's first launch on this hardware, by one machine that has it, and read from the
+    tracker after that. A settled trial that ran on other hardware has none."""
+    config, noted = sweep.config, noted_pins(sweep.tracking, sweep.parent)
+    arguments: dict[str, tuple] = {}
+    asked: set[str] = set()
+    for name, site in sweep.sites.items():
+        examples = {pin_name(config, site.node, trial): trial.config for trial in reversed(sweep.left)}  # the first of each name
+        new = {pin: examples[pin] for pin in reversed(examples) if pin not in noted.keys() | asked}
+        asked |= new.keys()
+        if new:
+            arguments[name] = config, site.node, new, sweep.folder / "preflight.log"
+    for found in sweep.machines.ask(pin, arguments).values():
+        noted |= found
     sweep.tracking.set_tags(sweep.parent, {"pinned": {name: found.model_dump() for name, found in noted.items()}})
-    return {key: noted[name] for key, name in names.items() if name in noted}
+    for site in sweep.sites.values():
+        names = {trial.key: pin_name(config, site.node, trial) for trial in sweep.plan.trials}
+        own = {"cpus": preflight.unprobed(site.node, config).cpus}  # which cores these are differs between machines alike
+        site.pinned = {key: noted[name].model_copy(update=own) for key, name in names.items() if name in noted}
 
 
 def noted_pins(tracking: Tracking, parent: str) -> dict[str, Pinned]:
@@ -178,23 +208,9 @@ def noted_pins(tracking: Tracking, parent: str) -> dict[str, Pinned]:
 
 def pin_name(config: SweepConfig, node: Node, trial: TrialSpec) -> str:
     """Trials under one name are pinned alike."""
-    hardware = "/".join([cpu_model(), f"{len(node.cpus)} cores", *node.gpus])
+    hardware = "/".join([node.cpu, f"{len(node.cpus)} cores", *node.gpus])
     asked = f"{node.device(trial.config)} {trial.config.precision} threads {config.threads}"  # step_s pins nothing
     return f"{trial.block} on {hardware}: {asked}"
-
-
-def request(config: SweepConfig, node: Node, trials: list[TrialSpec]) -> dict[str, float]:
-    """Ray resources of every trial, as {"CPU": 8, "GPU": 1}: the whole node's cores where trials hold it alone. PreflightError."""
-    asked, cores = config.resources, len(node.cpus)
-    on_gpu = "cuda" in {node.device(trial.config) for trial in trials}
-    cpus = cores if asked.cpus == "auto" else asked.cpus
-    gpus = float(on_gpu) if asked.gpus == "auto" else asked.gpus
-    if cpus > cores or gpus > len(node.gpus):
-        raise PreflightError(
-            f"resources: a trial asks for {cpus} cores and {gpus:g} GPUs; this machine has {cores} and {len(node.gpus)}. "
-            "Write auto, or what it has."
-        )
-    return {"CPU": cores if asked.exclusive_node else cpus} | ({"GPU": gpus} if gpus else {})
 
 
 def _counter(sweep: Sweep, left: list[TrialSpec], say: Say) -> Callable[[TrialSpec, dict[str, Any]], None]:
@@ -251,12 +267,16 @@ def reached(config: SweepConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _template() -> Iterator[Template]:
-    template = Template()
-    try:
-        yield template
-    finally:
-        template.close()
+def _machines(config: SweepConfig, say: Say) -> "Iterator[Here | Cluster]":
+    """Where trials run: here, or on every machine of the cluster that this one is part of."""
+    if config.ray.address == "local":
+        with closing(Template()) as template:
+            yield Here(template, say)
+    else:
+        from sweeps.cluster import joined
+
+        with joined(config.ray.address, say) as cluster:
+            yield cluster
 
 
 def lock_file(uri: str, config: SweepConfig) -> Path:

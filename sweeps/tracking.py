@@ -136,6 +136,7 @@ class Tracking:
             file.parent.mkdir(parents=True, exist_ok=True)
         self.client = connect(self.uri)
         artifacts = str(file.parent / "mlartifacts" / experiment) if file else None
+        self.experiment = experiment
         self.experiment_id = _experiment_id(self.client, experiment, artifacts)
 
     def start_sweep(self, name: str, yaml_text: str, plan: list[dict[str, Any]], rebuild: str) -> str:
@@ -191,9 +192,13 @@ class Tracking:
         attempts = Counter(tags["key"] for tags in ended if tags.get("outcome") != "interrupted")
         return {tags["key"] for tags in ended if "disturbed" in tags and tags.get("outcome") in SETTLED and attempts[tags["key"]] == 1}
 
-    def close_orphans(self, parent: str, folder: Path) -> list[str]:
-        """Marks trials that a dead launch or relay left open as interrupted, with what lies in <folder>/<key>; returns their names."""
-        orphans = [run for run in self.trials(parent) if run.info.status == "RUNNING"]
+    def close_orphans(self, parent: str, folder: Path, node: str | None = None) -> list[str]:
+        """Marks trials that a dead launch or relay left open as interrupted, with what lies in <folder>/<key>; returns their names.
+
+        `node`: those that ran there, by their tag; None: all.
+        """
+        running = [run for run in self.trials(parent) if run.info.status == "RUNNING"]
+        orphans = [run for run in running if node in (None, run.data.tags.get("node"))]
         for run in orphans:
             left = folder / run.data.tags["key"]
             files = {name: left / name for name in ("records.jsonl", "stderr.log") if (left / name).is_file()}
