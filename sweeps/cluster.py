@@ -1,23 +1,18 @@
-"""A running Ray cluster that a launch has joined: which machines it has, and the same questions asked of each (sweeps/sites.py).
+"""The machines of a running Ray cluster: each is asked what a single machine is asked (sweeps/sites.py), and trials run on all of them.
 
-The one idea is that a machine is what counts, and not a raylet, of which one machine may have two. Every raylet first introduces itself:
-whose machine it is on, and whether this project lies there as it does here. Then an actor on each machine answers the questions; it holds
-all that its raylet has, so that nothing of this cluster runs beside it. While trials run, an actor on each raylet holds what a trial there
-does not ask for: so machines of different sizes take one trial each, where it is to be alone. Two raylets of one machine take turns by
-its lock.
+The one idea is that a machine is what counts, and not a raylet, of which one machine may have two. An actor on each machine answers the
+questions; it holds all that its raylet has, so that nothing of this cluster runs beside it. While trials run, an actor on each raylet
+holds what a trial there does not ask for: so machines of different sizes take one trial each, where it is to be alone. Two raylets of one
+machine take turns by its lock.
 
 Nothing is started on another machine but in Ray's workers, which end with the launch; the cluster itself is left as it was.
 """
 
 import contextlib
-import hashlib
 import os
 import platform
-import socket
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -28,22 +23,14 @@ from sweeps import machine, runner, sites
 from sweeps.config import SweepConfig
 from sweeps.isolation import Template, environment
 from sweeps.janitor import kept_tidy
+from sweeps.joining import PATIENCE_S, Raylet, address_of, connect, introduced, on_node, trouble
 from sweeps.outlook import Outlook
 from sweeps.plan import TrialSpec
 from sweeps.preflight import Node, PreflightError, Say
 from sweeps.sites import Question, Site
 from sweeps.tracking import Tracking, database_file, resolve_uri
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "torchvision", "torchaudio", "ray", "mlflow", "numpy", "pillow", "soundfile")
-REACHED_S = 5.0  # a head that is there answers in milliseconds
-PATIENCE_S = 60.0  # to start a worker on a node; some seconds are usual
 BUSY_S = 10.0  # after which a launch says that it waits for a node
-
-START_A_CLUSTER = """ray.address: {asked}, but {problem}. Start a cluster, and launch on one of its machines:
-  the head      ray start --head
-  the others    ray start --address=HEAD:6379
-or write ray: {{address: local}} to run on this machine alone."""
 
 START_A_SERVER = """tracking.uri {uri} is a file of one machine, and trials would run on {machines}. Start a server that all of them reach:
   mlflow server --host 0.0.0.0 --port 5000 --allowed-hosts '*' --artifacts-destination /srv/mlflow \\
@@ -51,152 +38,30 @@ START_A_SERVER = """tracking.uri {uri} is a file of one machine, and trials woul
 and write tracking: {{uri: http://{name}:5000}}."""
 
 
-@dataclass(frozen=True)
-class Introduction:
-    """What a process tells of the machine that it runs on and of the software that it would run."""
-
-    name: str
-    machine: str
-    lock: tuple[int, int]
-    software: dict[str, str]
-    folder: bool  # the one that the launch was started in is there
-
-    def differences(self, ours: "Introduction", started_in: Path) -> list[str]:
-        """Why trials of a launch that introduces itself as `ours` can't run there."""
-        found = [] if self.folder else [f"there is no folder {started_in}, where this launch was started"]
-        return found + [
-            f"{name} is {theirs} there and {ours.software[name]} here"
-            for name, theirs in self.software.items()
-            if theirs != ours.software[name]
-        ]
-
-
-@dataclass(frozen=True)
-class Raylet:
-    """A node as Ray sees it."""
-
-    id: str
-    cpus: int
-    gpus: float
-    told: Introduction
-
-
-def introduction(started_in: Path) -> Introduction:
-    return Introduction(platform.node(), machine.identity(), machine.lock_place(), software(), started_in.is_dir())
-
-
-def software() -> dict[str, str]:
-    """Versions by name; of this project a hash of its files."""
-    digest = hashlib.sha256()
-    for file in sorted([*ROOT.glob("speech/*.py"), *ROOT.glob("sweeps/*.py")]):
-        digest.update(f"{file.name} {len(file.read_bytes())} ".encode() + file.read_bytes())
-    ours = {f"this project at {ROOT}": digest.hexdigest()[:12]}
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES} | ours
-
-
 @contextlib.contextmanager
 def joined(asked: str, say: Say) -> Iterator["Cluster"]:
     """Joins the cluster that this machine is part of. PreflightError: there is none, or not all of its nodes can run trials."""
-    address = _address(asked)
+    address = address_of(asked)
     os.environ |= environment() | runner.ENVIRONMENT | {"RAY_ADDRESS": address}
     with kept_tidy() as scratch:
         with runner.muted(scratch / "ray.log"):
-            _connect(asked, address)
+            connect(asked, address)
         import ray
 
         try:
-            yield Cluster(scratch, say)
+            yield Cluster(introduced(Path.cwd()), scratch, say)
         finally:
             with runner.muted(scratch / "ray.log"):
                 ray.shutdown()
 
 
-def _address(asked: str) -> str:
-    """host:port of the head. Ray itself would wait for minutes where nobody answers, and would take another launch's own Ray for a
-    cluster."""
-    address = asked
-    if asked == "auto":
-        noted = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", "ray_current_cluster")
-        address = os.environ.get("RAY_ADDRESS", "")
-        if not address and noted.is_file():
-            address = noted.read_text().strip()
-            _show_token()
-        if not address or address == "local":
-            raise PreflightError(START_A_CLUSTER.format(asked=asked, problem="no cluster was started on this machine"))
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), REACHED_S).close()
-    except (OSError, ValueError) as error:
-        raise PreflightError(START_A_CLUSTER.format(asked=asked, problem=f"nobody answers at {address} ({error})")) from None
-    return address
-
-
-def _show_token() -> None:
-    """As Ray does by itself with a cluster that it finds, where there is a token."""
-    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or Path("~/.ray/auth_token").expanduser().exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-def _connect(asked: str, address: str) -> None:
-    import ray
-
-    carried = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}  # as credentials of the tracking server
-    variables = {"PYTHONPATH": environment()["PYTHONPATH"]} | runner.ENVIRONMENT | carried
-    try:
-        ray.init(address=asked, runtime_env={"env_vars": variables}, logging_level=50, log_to_driver=False)
-    except Exception as error:  # Ray raises types of many kinds
-        raise PreflightError(_refused(asked, address, error)) from error
-    runner.quiet()
-
-
-def _refused(asked: str, address: str, error: BaseException) -> str:
-    reasons: list[str] = []
-    each: BaseException | None = error
-    while each:
-        reasons += [line.strip() for line in str(each).splitlines() if line.strip()]
-        each = each.__cause__ or each.__context__
-    if any("AuthToken" in reason or "authentication token" in reason for reason in reasons):
-        return (
-            f"ray.address: {asked}, but the cluster at {address} wants a token that this process doesn't show. Copy ~/.ray/auth_token of "
-            "the head to ~/.ray on every machine, and export RAY_AUTH_MODE=token before ray start and before launch.py."
-        )
-    return f"ray.address: {asked}, but this machine can't join the cluster at {address}: {reasons[0] if reasons else type(error).__name__}"
-
-
 class Cluster:
     """The cluster that `joined` has joined."""
 
-    def __init__(self, scratch: Path, say: Say) -> None:
-        self._scratch, self._say, self._started_in = scratch, say, Path.cwd()
-        self._raylets = self._introduced()
-        self._nodes: dict[str, Node] = {}  # by machine, those that trials may run on
+    def __init__(self, raylets: list[Raylet], scratch: Path, say: Say) -> None:
+        self._raylets, self._scratch, self._say, self._started_in = raylets, scratch, say, Path.cwd()
+        self.nodes: dict[str, Node] = {}  # by machine, those that trials may run on
         self._surveyors: dict[str, Any] = {}  # by machine
-
-    def _introduced(self) -> list[Raylet]:
-        """Every node with cores for trials; PreflightError where one can't run this project."""
-        import ray
-
-        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-        if any(node["Labels"].items() >= runner.OWN.items() for node in nodes):
-            raise PreflightError(START_A_CLUSTER.format(asked="auto", problem="what runs here is another launch's own Ray"))
-        ask = ray.remote(introduction)
-        answers = [_on(ask, node["NodeID"], num_cpus=0, max_retries=0).remote(self._started_in) for node in nodes]
-        ours, raylets, troubles = introduction(self._started_in), [], []
-        for node, answer in zip(nodes, answers, strict=True):
-            name = node["NodeManagerHostname"]
-            try:
-                told = ray.get(answer, timeout=PATIENCE_S)
-            except ray.exceptions.RayError as error:
-                troubles.append(f"{name}: {_trouble(error)}")
-                continue
-            troubles += [f"{name}: {difference}" for difference in told.differences(ours, self._started_in)]
-            raylets.append(Raylet(node["NodeID"], int(node["Resources"]["CPU"]), node["Resources"].get("GPU", 0), told))
-        if troubles:
-            mend = "This project and what it needs are to lie at the same path on every machine (README, More than one machine)."
-            raise PreflightError("\n".join(["Not every node of the cluster can run this sweep:", *dict.fromkeys(troubles), mend]))
-        if not raylets:
-            raise PreflightError("The cluster has no node with a core for trials: ray start --num-cpus sets how many it has.")
-        return sorted(raylets, key=lambda raylet: (raylet.told.machine != ours.machine, raylet.told.name))
 
     @property
     def _machines(self) -> dict[str, list[Raylet]]:
@@ -275,7 +140,7 @@ class Cluster:
             except StopIteration:
                 del streams[name]
             except ray.exceptions.RayError as error:
-                troubles.append(f"{self._name(name)}: {_trouble(error)}")
+                troubles.append(f"{self._name(name)}: {trouble(error)}")
                 del streams[name]
             else:
                 if answered:
@@ -293,7 +158,7 @@ class Cluster:
         for name in machines:
             if name not in self._surveyors:
                 raylet = self._machines[name][0]
-                actor = _on(ray.remote(Surveyor), raylet.id, num_cpus=raylet.cpus, num_gpus=raylet.gpus)
+                actor = on_node(ray.remote(Surveyor), raylet.id, num_cpus=raylet.cpus, num_gpus=raylet.gpus)
                 self._surveyors[name] = actor.remote(self._started_in)
         began = {self._surveyors[name].__ray_ready__.remote(): name for name in machines}
         _, late = ray.wait(list(began), num_returns=len(began), timeout=BUSY_S)
@@ -315,7 +180,7 @@ class Cluster:
             alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
             close = ray.remote(sites.close_orphans)
             first = [raylet for raylets in self._machines.values() for raylet in raylets if raylet.id in alive]
-            closing = [_on(close, each.id, num_cpus=0).remote(tracking.uri, tracking.experiment, parent, folder) for each in first]
+            closing = [on_node(close, each.id, num_cpus=0).remote(tracking.uri, tracking.experiment, parent, folder) for each in first]
             ray.wait(closing, num_returns=len(closing), timeout=PATIENCE_S)
         tracking.close_orphans(parent, folder)  # of a machine that is gone
 
@@ -332,7 +197,7 @@ class Cluster:
         if whole:
             cpus = min(raylet.cpus for raylet in raylets)
         spare = [(raylet, raylet.cpus - cpus) for raylet in raylets if whole and raylet.cpus > cpus]
-        held = [_on(ray.remote(Holder), raylet.id, num_cpus=more).remote() for raylet, more in spare]
+        held = [on_node(ray.remote(Holder), raylet.id, num_cpus=more).remote() for raylet, more in spare]
         ray.wait([each.__ray_ready__.remote() for each in held], num_returns=max(len(held), 1), timeout=BUSY_S) if held else None
         ids = ",".join(raylet.id for raylet in raylets)  # not those that come later, of which nothing is known
         request = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
@@ -367,21 +232,6 @@ class Surveyor:
 
 class Holder:
     """The actor that does nothing with what it holds."""
-
-
-def _on(work: Any, node: str, **options: Any) -> Any:
-    """A remote function or class, to be run on one node."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return work.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False), **options)
-
-
-def _trouble(error: BaseException) -> str:
-    """What is wrong there, in a line or more."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, PreflightError):
-        return str(cause)
-    return next(filter(None, map(str.strip, reversed(str(error).splitlines()))), type(error).__name__)
 
 
 def _raylets_of_this_machine() -> list[int]:
