@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability bench-forecast bench-advise clean
+.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability bench-forecast bench-advise bench-growth clean
 
 sweep: $(VENV)/requirements.done
 	$(RUN) launch.py sweep.yaml
@@ -46,6 +46,9 @@ bench-forecast: $(VENV)/requirements.done
 
 bench-advise: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.advise
+
+bench-growth: $(VENV)/requirements.done
+	$(RUN) -m tests.benchmarks.growth
 
 gpu: $(VENV)/requirements-dev.done
 	$(RUN) -m tests.benchmarks.gpu

@@ -179,8 +179,9 @@ class Cluster:
         if any(run.info.status == "RUNNING" for run in tracking.trials(parent)):
             alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
             close = ray.remote(sites.close_orphans)
-            first = [raylet for raylets in self._machines.values() for raylet in raylets if raylet.id in alive]
-            closing = [on_node(close, each.id, num_cpus=0).remote(tracking.uri, tracking.experiment, parent, folder) for each in first]
+            there = [[raylet.id for raylet in raylets if raylet.id in alive] for raylets in self._machines.values()]
+            asked_with = tracking.uri, tracking.experiment, parent, folder
+            closing = [on_node(close, ids[0], num_cpus=0).remote(*asked_with) for ids in there if ids]
             ray.wait(closing, num_returns=len(closing), timeout=PATIENCE_S)
         tracking.close_orphans(parent, folder)  # of a machine that is gone
 
@@ -198,7 +199,8 @@ class Cluster:
             cpus = min(raylet.cpus for raylet in raylets)
         spare = [(raylet, raylet.cpus - cpus) for raylet in raylets if whole and raylet.cpus > cpus]
         held = [on_node(ray.remote(Holder), raylet.id, num_cpus=more).remote() for raylet, more in spare]
-        ray.wait([each.__ray_ready__.remote() for each in held], num_returns=max(len(held), 1), timeout=BUSY_S) if held else None
+        if held:
+            ray.wait([each.__ray_ready__.remote() for each in held], num_returns=len(held), timeout=BUSY_S)
         ids = ",".join(raylet.id for raylet in raylets)  # not those that come later, of which nothing is known
         request = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
         try:

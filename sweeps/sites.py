@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from speech.config import Pinned, TrialConfig
 from speech.costs import Calibration
@@ -113,7 +114,7 @@ def reach(template: Template, say: Say, uri: str, experiment: str, shared: bool)
         artifacts = tracking.client.get_experiment(tracking.experiment_id).artifact_location
     except Exception as error:  # MLflow and its database drivers raise types of their own
         raise PreflightError(f"tracking.uri {uri} can't be used: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
-    if shared and "://" not in artifacts.replace("file://", "").replace("mlflow-artifacts:/", "mlflow-artifacts://"):
+    if shared and urlsplit(artifacts).scheme in ("", "file"):
         raise PreflightError(
             f"experiment {experiment} at {uri} keeps its files at {artifacts}, a folder of each machine's own. Start mlflow server with "
             "--artifacts-destination, and write another tracking.experiment."

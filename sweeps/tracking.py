@@ -214,9 +214,18 @@ class Tracking:
 
     def best_ensemble_so_far(self, parent: str, block: str, planned: Collection[str]) -> float | None:
         """Highest ensemble_accuracy among the block's completed trials whose key is `planned`; None while there is none."""
-        done = [run.data for run in self.trials(parent) if run.data.tags.get("outcome") == "completed" and run.data.tags["key"] in planned]
-        found = [data.metrics["ensemble_accuracy"] for data in done if data.tags["block"] == block and "ensemble_accuracy" in data.metrics]
-        return max((value for value in found if not math.isnan(value)), default=None)
+        query = f"tags.kind = 'trial' and tags.`{PARENT}` = '{parent}' and tags.outcome = 'completed' and tags.block = '{block}'"
+        token = None
+        while True:  # best first, so a page of a few is all that is read, however long the sweep
+            page = self.client.search_runs([self.experiment_id], query, 1, 10, ["metrics.ensemble_accuracy DESC"], token)
+            for run in page:
+                value = run.data.metrics.get("ensemble_accuracy", math.nan)
+                if math.isnan(value):
+                    return None
+                if run.data.tags["key"] in planned:
+                    return value
+            if not (token := page.token):
+                return None
 
     def start_trial(
         self,
