@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability bench-forecast bench-advise bench-tracking bench-dry-run bench-analysis clean
+.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability bench-forecast bench-advise bench-tracking bench-dry-run bench-analysis bench-growth clean
 
 sweep: $(VENV)/requirements.done
 	$(RUN) launch.py sweep.yaml
@@ -53,9 +53,11 @@ bench-tracking: $(VENV)/requirements.done
 bench-dry-run: $(VENV)/requirements-dev.done
 	$(RUN) -m tests.benchmarks.dry_run
 
-
 bench-analysis: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.frames
+
+bench-growth: $(VENV)/requirements.done
+	$(RUN) -m tests.benchmarks.growth
 
 gpu: $(VENV)/requirements-dev.done
 	$(RUN) -m tests.benchmarks.gpu

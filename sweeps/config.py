@@ -84,10 +84,18 @@ class Metric(Group):
         return self
 
 
+def _gpus(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError(f"{value:g} GPUs: a trial shares one, as 0.5 does, or has whole ones. Write {int(value)} or {int(value) + 1}.")
+    return value
+
+
 class Resources(Group):
     """What each trial asks of its node; the same for every trial of the sweep."""
 
-    gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = Field("auto", description="GPUs of a trial; auto: one where the device is cuda")
+    gpus: Literal["auto"] | Annotated[float, Field(ge=0), AfterValidator(_gpus)] = Field(
+        "auto", description="GPUs of a trial, 0.5 to share one; auto: one where the device is cuda"
+    )
     cpus: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="CPU cores of a trial; auto: all that the node has")
     exclusive_node: bool = Field(True, description="no other trial runs on the node meanwhile, so times can be compared")
     shm: Literal["private", "host"] = Field(
@@ -99,6 +107,25 @@ class Snapshots(Group):
     """Which weights are uploaded."""
 
     keep: Literal["best", "all", "none"] = Field("best", description="the snapshots that are uploaded when the trial ends")
+
+
+def _ray_address(value: str) -> str:
+    if value.startswith("ray://"):
+        raise ValueError(
+            f"{value!r} calls a cluster from outside, and launch.py is to run on a machine of the cluster. Write auto there, or the head's "
+            "host:port, as in head:6379."
+        )
+    if value not in ("local", "auto") and not re.fullmatch(r"[\w.-]+:\d{1,5}", value):
+        raise ValueError(f"{value!r} is no address of a cluster. Write local, auto, or the head's host:port, as in head:6379.")
+    return value
+
+
+class Ray(Group):
+    """The Ray that starts the trials."""
+
+    address: Annotated[str, AfterValidator(_ray_address)] = Field(
+        "local", description="local: one of the launch's own, on this machine; auto, or the head's host:port: the cluster it is part of"
+    )
 
 
 class Tracking(Group):
@@ -175,6 +202,7 @@ class SweepConfig(Group):
     )
     snapshots: Snapshots = Field(Snapshots(), description="which weights are uploaded")
     tracking: Tracking = Field(Tracking(), description="where the figures are kept")
+    ray: Ray = Field(Ray(), description="the machines that trials run on")
 
     def resolved(self) -> list[ResolvedBlock]:
         """The blocks in the order of the file; without blocks the one named trials."""

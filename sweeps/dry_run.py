@@ -85,7 +85,7 @@ def recorded(config: SweepConfig, trials: Sequence[TrialSpec], node: Node) -> Re
     if parent is None:
         return nothing
     runs = tracking.trials(parent)
-    return Recorded(states(runs, trials), noted_pins(tracking, parent), differences(runs, trials, here(config, node)))
+    return Recorded(states(runs, trials), noted_pins(tracking, parent), differences(runs, trials, here(config, [node])))
 
 
 def _pinned(made: Outlook, node: Node, noted: Mapping[str, Pinned]) -> dict[str, Pinned]:

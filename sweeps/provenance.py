@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech.cpu import cpu_model
 from sweeps.config import SweepConfig
 from sweeps.plan import TrialSpec
 from sweeps.preflight import Node, unprobed
@@ -38,11 +37,15 @@ def software() -> dict[str, Any]:
     return {"versions": {name: version(name) for name in VERSIONS}, "git_commit": described}
 
 
-def here(config: SweepConfig, node: Node) -> dict[str, tuple[str, ...]]:
-    """What a trial would have now, in the words of `_had`, and any of several GPUs; none where the node's are not known."""
-    cores = len(unprobed(node, config).cpus or node.cpus)
-    now = {name: (value,) for name, value in _words(software(), cpu_model(), cores).items()}
-    return now | ({"GPU": tuple(dict.fromkeys(node.gpus))} if node.gpus else {})
+def here(config: SweepConfig, nodes: Iterable[Node]) -> dict[str, tuple[str, ...]]:
+    """What a trial would have now, in the words of `_had`: that of any of the nodes, and any of their GPUs; none where these are not
+    known."""
+    now: dict[str, dict[str, None]] = {}  # each value once, in order
+    for node in nodes:
+        words = _words(software(), node.cpu, len(unprobed(node, config).cpus or node.cpus))
+        for name, value in [*words.items(), *(("GPU", gpu) for gpu in node.gpus)]:
+            now.setdefault(name, {})[value] = None
+    return {name: tuple(values) for name, values in now.items()}
 
 
 def differences(runs: "Sequence[Run]", trials: Iterable[TrialSpec], now: Mapping[str, Sequence[str]]) -> list[str]:

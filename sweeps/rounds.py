@@ -3,7 +3,7 @@
 A round is one pass of Ray over all trials that are due. Some are due again after it, as further attempts under their keys:
 
     what was out of memory, or whose Ray process or node was lost     at most `max_restarts` times each
-    what had not ended when Ray itself ended                          Ray is started at most `max_restarts` times more
+    what had not ended when Ray itself ended                          Ray is started at most `max_restarts` times more; a cluster is not
     what something outside disturbed while its time was taken         once
 
 An overflow of /dev/shm is a result. An unreadable clip, an exception of the training code and a trial that took too long would come again,
@@ -23,7 +23,7 @@ from sweeps.preflight import Say
 from sweeps.progress import View
 from sweeps.runner import RayEnded
 from sweeps.states import DISTURBED
-from sweeps.sweep import AWAY_S, Sweep, launch_of, request, settle_up
+from sweeps.sweep import AWAY_S, Sweep, launch_of, settle_up
 from sweeps.tracking import SETTLED, run_name
 
 Result = dict[str, Any]  # what sweeps/runner.py tells of a trial that has ended
@@ -67,7 +67,7 @@ class _Rounds:
 
     def run(self) -> None:
         """Until nothing is due any more."""
-        starts, most = 1, 1 + self.sweep.config.max_restarts
+        starts, most = 1, 1 + (self.sweep.config.max_restarts if self.sweep.machines.starts_ray else 0)
         while due := self._due():
             try:
                 self._round(due)
@@ -99,7 +99,8 @@ class _Rounds:
         sweep = self.sweep
         self.view.begin(due)
         try:
-            runner.run(due, launch_of(sweep), sweep.node, request(sweep.config, sweep.node, due), self._ended, self.view.hear)
+            session = sweep.machines.running(sweep.config, due)
+            runner.run(due, launch_of(sweep), session, self._ended, self.view.hear, self.view.say)
         except KeyboardInterrupt:
             with contextlib.suppress(TrackerAway):  # it is to stop now; records wait for the next launch
                 settle_up(sweep)

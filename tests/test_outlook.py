@@ -8,6 +8,7 @@ from sweeps import sweep as launching
 from sweeps.config import load
 from sweeps.outlook import outlook, roughly
 from sweeps.preflight import Node
+from sweeps.sites import Here, Site
 from tests.planted_calibrations import planted
 
 SWEEP = """
@@ -46,11 +47,12 @@ def test_before_anything_is_calibrated_a_row_is_a_trial_and_nothing_is_left_out(
 def test_a_launch_leaves_trials_on_a_gpu_uncalibrated(tones, tracking, tmp_path, monkeypatch) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones).replace("[paced]", "[cuda, paced]"))
     made = outlook(load(tmp_path / "sweep.yaml"), lambda line: None)
-    monkeypatch.setattr(launching, "_pinned", lambda sweep, say: {trial.key: Pinned(threads=2) for trial in sweep.plan.trials})
+    monkeypatch.setattr(launching, "_pin", lambda sweep: None)
     parent = tracking.start_sweep("planted", "", made.rows(), "")
-    sweep = launching.Sweep(made.config, tracking, parent, made, {}, tmp_path, Node(("a GPU",), (0, 1)), template=None)
     said: list[str] = []
-    launching._foresee(sweep, said.append)
+    site = Site(Node(("a GPU",), (0, 1)), made, {trial.key: Pinned(threads=2) for trial in made.plan.trials})
+    sweep = launching.Sweep(made.config, tracking, parent, tmp_path, Here(None, tmp_path / "remains", said.append), {"this machine": site})
+    launching._foresee(sweep)
     assert (made.forecasts, said, len(sweep.left)) == ({}, [], 6)
 
 

@@ -54,6 +54,6 @@ def test_a_trial_that_could_not_say_where_it_ran_differs_in_nothing_of_that() ->
 
 def test_what_there_is_now_follows_the_file_and_the_node(tmp_path) -> None:
     (tmp_path / "sweep.yaml").write_text("name: x\nparameters: {corpus: {name: synthetic, words: [yes, no]}}\nresources: {cpus: 1}\n")
-    now = here(load(tmp_path / "sweep.yaml"), Node(("H100", "H100"), (0, 1)))
+    now = here(load(tmp_path / "sweep.yaml"), [Node(("H100", "H100"), (0, 1))])
     assert (now["cores"], now["GPU"]) == (("1",), ("H100",)), "a trial is pinned to the cores it asks for"
     assert now["torch"] == (software()["versions"]["torch"],)

@@ -162,7 +162,7 @@ def run(template: Template, config: TrialConfig, uri: str, parent: str, folder: 
     spec = TrialSpec("trial", "bench", 1, 7, config, {}, Metric(name="epoch_s", goal="minimize"), 1, 120.0)
     launch = Launch(
         tracking_uri=uri, experiment="speech", parent=parent, started_in=ROOT, folder=folder / "work", private_shm=True,
-        planned=frozenset([spec.key]), keep="none", provenance={}, forecasts={}, exclusive=True,
+        planned=frozenset([spec.key]), keep="none", provenance={}, forecasts={}, exclusive=True, attempts={},
         pinned={spec.key: Pinned(threads=2, cpus=sorted(os.sched_getaffinity(0)))},
         fits={spec.key: fit(config, 1000, 100, 1 << 30)},
     )  # fmt: skip
