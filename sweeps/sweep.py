@@ -1,4 +1,4 @@
-"""One launch of a sweep, from its configuration to the last trial: preflight, plan, calibrate and forecast, run.
+"""One launch of a sweep, from its configuration to its first trial: preflight, plan, calibrate and forecast. sweeps/rounds.py runs it.
 
 A trial that is settled in the tracker is not run again, so launching a file again runs what is new, and what failed. Nothing is
 printed here but through `say`, a line at a time.
