@@ -283,7 +283,7 @@ def test_a_dry_run_tells_what_is_settled_even_while_another_launch_holds_the_swe
     assert (done.returncode, done.stderr) == (0, "")
     assert "/dev/shm: 5 fit, 1 depends on rates (--dry-run shows which)" in launched[1].stdout
     states = [re.split(r"\s{2,}", line.strip()) for line in done.stdout.splitlines() if re.match("[0-9a-f]{12} ", line)]
-    assert {tuple(row[3:6]) for row in states if row[1:3] == ["workers", "1"]} == {
+    assert {(row[3], row[4], row[6]) for row in states if row[1:3] == ["workers", "1"]} == {
         ("0", "4M", "completed"),
         ("0", "64M", "completed"),
         ("2", "4M", "shm_exhausted"),
