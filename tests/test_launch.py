@@ -8,6 +8,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -166,6 +167,18 @@ def test_settled_trials_do_not_run_again_and_a_new_repeat_does(launched, tones) 
     done = launch(folder, "--set", "blocks.workers.parameters.loader.num_workers=0", "--set", "blocks.cycles.repeats=1")
     assert "6 trials (4 in workers, 2 in cycles), 4 settled, 2 new; 2 to run" in done.stdout
     assert done.returncode == 0
+
+
+def test_a_settled_trial_that_rerun_names_runs_again_and_no_other_does(launched, runs) -> None:
+    folder, _ = launched
+    key = next(trial.key for trial in runs.itertuples() if trial.block == "workers" and trial.outcome == "completed")
+    before = Counter(run.data.tags["key"] for run in _children(folder))
+    done = launch(folder, "--rerun", key[:8])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "; 1 to run" in done.stdout
+    assert re.search(r"^1/1  workers · .* s an epoch$", done.stdout, re.MULTILINE)
+    after = Counter(run.data.tags["key"] for run in _children(folder))
+    assert (after - before).keys() == {key}
 
 
 def test_the_terminal_shows_our_lines_and_nothing_of_ray_or_mlflow(launched) -> None:
