@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     text = "\n".join([flags.sweep.read_text("utf-8").rstrip("\n"), *(f"# --set {override}" for override in flags.set), ""])
     try:
-        if flags.debug:
+        if flags.debug is not None:
             return debug_trial(config, flags.debug)
         return dry_run(config, flags.rerun, flags.json) if flags.dry_run else launch(config, text, flags.rerun, flags.test)
     except KeyboardInterrupt:
@@ -62,6 +62,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--advise and --schema take no sweep file, no --set and no --rerun")
     if flags.json and not flags.dry_run:
         parser.error("--json goes with --dry-run")
+    if flags.debug is not None and flags.rerun:
+        parser.error("--debug KEY names its trial; it takes no --rerun")
     if not flags.advise and not flags.schema and not flags.sweep:
         parser.error("name a sweep's YAML file, or a loader: --advise module:make_loader")
     if not flags.advise and (flags.batch_size is not None or flags.step or flags.step_s is not None):

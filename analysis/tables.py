@@ -1,13 +1,14 @@
 """All tables of a sweep from the tracker alone, as text, which launch.py prints and `python -m analysis NAME` prints again, and as CSV."""
 
 import shlex
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from analysis import cycle_choice, cycles, epochs, fit, forecasts, loader_keys, recommendation, tradeoff
-from analysis.page import WORDS
+from analysis.page import WIDTH, WORDS
 from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, joined_runs
 from sweeps.tracker import database_file, resolve_uri
 from sweeps.tracking import SETTLED
@@ -77,7 +78,7 @@ def head(frame: pd.DataFrame, markdown: bool = False) -> str:
     planned = frame[frame["planned"].astype(bool)]
     counts = [f"{count} {WORDS.get(outcome, outcome)}" for outcome, count in planned["outcome"].value_counts().items()]
     title = f"Sweep {frame.attrs['sweep']}: {', '.join(counts) or 'no trial has run yet'}"
-    lines = [f"## {title}" if markdown else title, *_left_to_forecasts(frame)]
+    lines = [f"## {title}" if markdown else textwrap.fill(title, WIDTH), *_left_to_forecasts(frame)]
     if missing := frame.attrs["plan"] - len(planned):
         lines.append(f"{missing} of {frame.attrs['plan']} planned trials have not run.")
     if others := len(frame) - len(planned):

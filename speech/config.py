@@ -88,7 +88,7 @@ class Corpus(Group):
             raise ValueError("a classifier needs at least two labels: add a word, unknown or silence")
         try:
             groups = re.compile(self.speaker).groups
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:  # the latter for a count or a nesting beyond the compiler
             raise ValueError(f"speaker is not a regular expression: {error}") from None
         if groups < 1:
             raise ValueError("speaker needs a group: the part in brackets is the speaker, as in ^(.+?)_nohash_")
@@ -225,9 +225,10 @@ class Sgdr(Group):
             return [self.epochs]
         if isinstance(self.cycle_epochs, list):
             return list(self.cycle_epochs)
-        lengths = [self.cycle_epochs]
-        while sum(lengths) < self.epochs:
+        lengths, total = [self.cycle_epochs], self.cycle_epochs
+        while total < self.epochs:
             lengths.append(lengths[-1] * self.cycle_factor)
+            total += lengths[-1]
         return lengths
 
     @model_validator(mode="after")

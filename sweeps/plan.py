@@ -8,9 +8,9 @@ do not matter.
 Same key, same measurement: that is how a later run knows what is settled.
 """
 
+import contextlib
 import hashlib
 import json
-import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -174,7 +174,7 @@ def _deciding(trial: TrialConfig) -> dict[str, Any]:
     )  # left out: keys older than these keep theirs
     dump["corpus"] = {"seconds": trial.corpus.seconds} | read
     dump["sgdr"] = {"cycles": trial.sgdr.cycles(), "lr": trial.sgdr.lr, "lr_min": trial.sgdr.lr_min}
-    if os.path.isfile(trial.model.weights):  # and not Path.is_file, which raises for a name that no file can have
+    with contextlib.suppress(OSError, ValueError):  # no such file, or none that can be read: preflight says so
         dump["model"]["weights"] = hashlib.sha256(Path(trial.model.weights).read_bytes()).hexdigest()
     if trial.loader.num_workers == 0:
         dump["loader"] |= {key: Loader.model_fields[key].default for key in _OF_WORKERS}

@@ -163,9 +163,9 @@ def _interrupted_without(needed: Collection[int]) -> Iterator[None]:
         ready, _, _ = select.select([stop, *descriptors], [], [])
         if stop not in ready:
             ended.append(descriptors[ready[0]])
-            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGUSR2)
 
-    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)  # raises KeyboardInterrupt, which Tune lets pass
+    before = signal.signal(signal.SIGUSR2, signal.default_int_handler)  # Tune takes SIGUSR1 for itself
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
@@ -177,7 +177,7 @@ def _interrupted_without(needed: Collection[int]) -> Iterator[None]:
     finally:
         os.close(stopped)  # wakes the watcher
         watcher.join()
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGUSR2, before)
         for descriptor in (stop, *descriptors):
             os.close(descriptor)
 

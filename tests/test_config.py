@@ -75,7 +75,7 @@ accuracy, ensemble_accuracy. Did you mean epoch_s?
   line 19               blocks.cycles.parameters.sgdr.cycle_epochs: cycles of [3, 3, 3] epochs do not fill 8 epochs exactly. \
 Write epochs: 6 or 9.
   line 20               colour: unknown key. Legal here: name, method, calibrate, metric, order, seed, repeats, parameters, blocks, \
-exclude, resources, threads, warmup_epochs, trial_timeout, snapshots, tracking.
+exclude, resources, threads, warmup_epochs, trial_timeout, max_restarts, on_failure, run_cap, time_budget, snapshots, tracking.
   --set resources.cpus  resources.cpus: 0 is too small. Write at least 1."""
 
 

@@ -73,6 +73,7 @@ def test_what_a_trial_raises_is_left_to_the_debugger(keys, tmp_path, monkeypatch
     ("flags", "code", "message"),
     [
         (["--debug", "zzz"], 2, "--debug zzz: no trial of this sweep has such a key."),
+        (["--debug", ""], 2, "--debug : no trial of this sweep has such a key."),
         (["--debug", "a", "--set", "parameters.corpus.words=[low, hihg]"], 3, "Did you mean high"),
     ],
 )

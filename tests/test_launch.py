@@ -145,6 +145,18 @@ def test_settled_trials_do_not_run_again_and_a_new_repeat_does(launched, tones) 
     assert done.returncode == 0
 
 
+def test_a_settled_trial_that_rerun_names_runs_again_and_no_other_does(launched, runs) -> None:
+    folder, _ = launched
+    key = next(trial.key for trial in runs.itertuples() if trial.block == "workers" and trial.outcome == "completed")
+    before = Counter(run.data.tags["key"] for run in _children(folder))
+    done = launch(folder, "--rerun", key[:8])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "; 1 to run" in done.stdout
+    assert re.search(r"^1/1  workers · .* s an epoch$", done.stdout, re.MULTILINE)
+    after = Counter(run.data.tags["key"] for run in _children(folder))
+    assert (after - before).keys() == {key}
+
+
 def test_the_terminal_shows_our_lines_and_nothing_of_ray_or_mlflow(launched) -> None:
     _, done = launched
     assert done.stderr == ""
@@ -260,7 +272,7 @@ def test_a_dry_run_tells_what_is_settled_even_while_another_launch_holds_the_swe
     assert (done.returncode, done.stderr) == (0, "")
     assert "/dev/shm: 5 fit, 1 depends on rates (--dry-run shows which)" in launched[1].stdout
     states = [re.split(r"\s{2,}", line.strip()) for line in done.stdout.splitlines() if re.match("[0-9a-f]{12} ", line)]
-    assert {tuple(row[3:6]) for row in states if row[1:3] == ["workers", "1"]} == {
+    assert {(row[3], row[4], row[6]) for row in states if row[1:3] == ["workers", "1"]} == {
         ("0", "4M", "completed"),
         ("0", "64M", "completed"),
         ("2", "4M", "shm_exhausted"),

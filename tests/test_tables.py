@@ -45,7 +45,8 @@ def test_tables_stand_block_by_block_each_once_and_what_to_do_last(page, markdow
     text = page(markdown=markdown)
     assert all(text.count(title) == 1 for title in TITLES)
     assert sorted(TITLES, key=text.index) == list(TITLES)
-    assert text.count("Where an epoch goes") == text.count("Recommended") == 1
+    assert text.count("Where an epoch goes") == 1
+    assert text.count("Recommended for block workers") == text.count("Recommended for block cycles") == 1
 
 
 def test_the_page_fits_a_terminal(page):

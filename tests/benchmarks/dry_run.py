@@ -24,10 +24,12 @@ from speech.cpu import cpu_model
 from sweeps import calibration
 from sweeps.config import load
 from sweeps.hygiene import settle
+from sweeps.metrics import SUMMARY
 from sweeps.outlook import Outlook, outlook
 from sweeps.preflight import Node, unprobed
+from sweeps.provenance import software
+from sweeps.relay import ENDING_TAGS, SETUP_TAGS
 from sweeps.tracking import Tracking
-from tests.conftest import plant_trial
 from tests.planted_calibrations import planted
 from tests.tones import write_tones
 
@@ -99,10 +101,16 @@ def prepare(folder: Path) -> int:
 
 
 def plant(tracking: Tracking, made: Outlook) -> None:
+    """A run of each trial, with as many parameters, figures and tags as a real one has."""
     parent = tracking.start_sweep("thousand", "", made.rows(), "")
+    tags = dict.fromkeys((*SETUP_TAGS, *ENDING_TAGS), "x") | software() | {"node_before": {"cpu_busy_fraction": 0.1}}
     for number, trial in enumerate(made.plan.trials):
+        run = tracking.start_trial(
+            parent, key=trial.key, block=trial.block, repeat=trial.repeat, seed=trial.seed, swept=trial.swept,
+            config=trial.config.model_dump(mode="json"), tags=tags,
+        )  # fmt: skip
         outcome = ("completed", "shm_exhausted", "crashed")[number % 3]
-        plant_trial(tracking, parent, trial.swept, trial.repeat, outcome, trial.block, trial.key, epoch_s=1.0, fill_s=0.1, train_s=2.0)
+        tracking.finish_trial(run, outcome, "planted", dict.fromkeys(SUMMARY, 1.0))
 
 
 def seconds(command: list[str], folder: Path) -> float:

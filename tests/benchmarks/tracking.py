@@ -48,7 +48,7 @@ from sweeps.tracking import Tracking
 ROOT = Path(__file__).parent.parent.parent
 WORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 LOADS = {"paced": {"form": "packed"}, "busy": {"form": "png"}}
-EPOCHS, STEP_S = 4, 0.025
+EPOCHS, STEP_S = 3, 0.025
 AWAY = "http://127.0.0.1:9"  # where nobody listens
 WAYS = ("without", "tracked", "tracker away", "log_metric a step")
 
