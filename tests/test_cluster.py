@@ -156,19 +156,22 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from sweeps.cluster import joined
+def process():
+    return os.getpid()
 with joined("auto", Path("remains"), print) as there:
     ours, other = there._raylets
     for raylet in (other, replace(other, id="f" * len(other.id))):
         there._raylets = [ours, replace(raylet, told=replace(raylet.told, machine="another"))]
-        print(os.getpid(), *there.everywhere(os.getpid))
+        print(os.getpid(), *there.everywhere(process))
 """
 
 
 @pytest.mark.slow
 def test_what_is_done_on_every_machine_is_done_on_this_one_and_on_those_that_are_there(two_nodes, tmp_path) -> None:
     variables = os.environ | two_nodes.variables | {"PYTHONPATH": str(ROOT)}
-    out = subprocess.run([sys.executable, "-c", REACH], cwd=tmp_path, env=variables, capture_output=True, text=True, check=True).stdout
-    both, alone = (line.split() for line in out.splitlines())
+    done = subprocess.run([sys.executable, "-c", REACH], cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    both, alone = (line.split() for line in done.stdout.splitlines())
     assert (len(both), both[0] == both[1], both[0] == both[2]) == (3, True, False)
     assert alone == both[:2], "the other one is gone"
 
