@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 
@@ -42,7 +43,7 @@ class Raylets:
 @contextlib.contextmanager
 def cluster(*flags: str, **variables: str) -> Iterator[Raylets]:
     """A head, started with these flags of `ray start`, by a user whose home is empty but for what `variables` say."""
-    with kept_tidy() as scratch, socket.socket() as free:
+    with TemporaryDirectory() as notes, kept_tidy(Path(notes, "remains")) as scratch, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()

@@ -43,6 +43,7 @@ parameters:
   loader: {{batch_size: 4, num_workers: 0}}
   device: {{first_of: [paced], step_s: {{values: {steps}}}}}
 resources: {{exclusive_node: false, shm: host}}
+tracking: {{uri: sqlite:///{folder}/mlflow.db}}
 """
 
 _tracking: Tracking | None = None  # of this Ray actor's process
@@ -64,7 +65,8 @@ def no_op(config: dict[str, int], work: list[Any]) -> None:
     _tracking.log_epoch(run, 0, metrics)
     tune.report({"epoch": 0} | metrics)
     _tracking.finish_trial(run, "completed", "it did nothing", {"epoch_s": 0.5}, {"device": "paced", "cores": 2})
-    tune.report({"outcome": "completed", "evidence": "it did nothing", "summary": {"epoch_s": 0.5}, "origin": {}})
+    told = {"outcome": "completed", "evidence": "it did nothing", "summary": {"epoch_s": 0.5}, "origin": {}, "run_id": run, "log": ""}
+    tune.report(told)
 
 
 def start(tracking: Tracking, spec: TrialSpec, launch: Launch) -> str:
@@ -95,13 +97,14 @@ def main() -> int:
 
 def launched(tones: Path, trials: int) -> tuple[float, float]:
     """Wall and CPU seconds of a launch of so many trials, the latter of this process alone."""
-    file = Path("sweep.yaml")
-    file.write_text(SWEEP.format(trials=trials, tones=tones, steps=[round(0.001 * (i + 1), 4) for i in range(trials)]))
-    Path("mlflow.db").unlink(missing_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=Path.cwd()))  # of a tracker that is empty
+    steps = [round(0.001 * (i + 1), 4) for i in range(trials)]
+    file = folder / "sweep.yaml"
+    file.write_text(SWEEP.format(trials=trials, tones=tones, steps=steps, folder=folder))
     config = load(file)
     began, cpu = time.perf_counter(), time.process_time()
     lines: list[str] = []
-    with sweep.opened(config, file.read_text(), "", [], lines.append) as opened:
+    with sweep.opened(config, file.read_text(), "", (), lines.append) as opened:
         failed = rounds.run(opened, lines.append)
         sweep.finish(opened, "FINISHED")
     took = time.perf_counter() - began, time.process_time() - cpu
