@@ -70,10 +70,8 @@ def links(launched: int) -> dict[str, psutil.Process]:
 LINKS = ("launch.py", "raylet", "gcs_server", "actor", "fork server", "sweep-init", "training", "worker")
 CRASHED = {"fork server", "sweep-init", "training", "worker"}  # whose end the actor sees and files
 MENDED = {
-    **{
-        name: f"Ray's {name} was killed under way. What has ended is settled. Ray is started for the rest, time 2 of 2 (max_restarts)."
-        for name in ("raylet", "gcs_server")
-    },
+    "raylet": "Ray's raylet was killed under way. What has ended is settled. Ray is started for the rest, time 2 of 2",
+    "gcs_server": "Ray's gcs_server was killed under way. What has ended is settled. Ray is started for the rest, time 2 of 2",
     "actor": "runs once more, 1 of 1 (max_restarts)",
 }  # what is said where the same launch goes on
 
