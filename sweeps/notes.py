@@ -8,7 +8,7 @@ kept as a tag of the experiment, so every sweep keeps one under its name, and it
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sweeps.metrics import METRICS
@@ -39,12 +39,14 @@ ARTIFACTS = {  # by the first part of their path
 _ENDED = "\n\n**When the latest launch ended:** "
 
 
-def of_sweep(name: str, plan: Sequence[Mapping[str, Any]], rebuild: str, experiment_id: str) -> str:
-    """`plan`: the rows of plan.json, whose `swept` has values as tables write them."""
+def of_sweep(
+    name: str, plan: Sequence[Mapping[str, Any]], write: Callable[[str, Any], str], rebuild: str, experiment_id: str
+) -> str:  # fmt: skip
+    """`plan`: the rows of plan.json; `write`: a dotted path and its value -> the value as tables write it."""
     blocks: dict[str, list[Mapping[str, Any]]] = {}
     for row in plan:
         blocks.setdefault(row.get("block", ""), []).append(row)
-    varied = "\n".join(f"- {_block(block, rows)}" for block, rows in blocks.items() if block)
+    varied = "\n".join(f"- {_block(block, rows, write)}" for block, rows in blocks.items() if block)
     return (
         f"**{name}**: a sweep of {len(plan)} trials, each a child of this run.\n\n{varied}\n\n"
         f"[All trials with what was varied, outcomes and figures](#/experiments/{experiment_id}/runs?viewStateShareKey={name}).\n\n"
@@ -79,13 +81,9 @@ def of_ended_trial(
     parts = [_headline(block, repeat, swept), f"**{outcome}**{_in_short(figures)}: `{evidence.replace('`', '')}`"]
     if disturbed:
         parts.append(f"Disturbed from outside: {disturbed}.")
-    rows = [
-        f"| `{name}` | {_measured(name, figures[name])} | {_foreseen(name, figures)} | {METRICS[name][1]} |"
-        for name in FIGURES
-        if figures.get(name) is not None
-    ]
-    if rows:
-        parts.append("\n".join(["| figure | measured | forecast | meaning |", "|---|--:|--:|---|", *rows]))
+    known = [name for name in FIGURES if figures.get(name) is not None]
+    lines = [f"- **{_measured(name, figures[name])}** `{name}`{_foreseen(name, figures)}: {METRICS[name][1]}" for name in known]
+    parts += ["\n".join(lines)] if lines else []
     kinds = dict.fromkeys(path.partition("/")[0] for path in artifacts)
     parts.append("\n".join(["Artifacts:\n", *(f"- `{kind}`: {ARTIFACTS[kind]}" for kind in kinds if kind in ARTIFACTS)]))
     return "\n\n".join(parts)
@@ -112,15 +110,20 @@ def _headline(block: str, repeat: int, swept: Mapping[str, str]) -> str:
     return f"A trial of block **{block}**, repeat {repeat}: {values}."
 
 
-def _block(block: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def _block(block: str, rows: Sequence[Mapping[str, Any]], write: Callable[[str, Any], str]) -> str:
     """'**workers**, 30 trials, 3 repeats: `loader.num_workers` 0, 1, 2; `loader.shm_size` 64M, 1G'."""
-    values: dict[str, dict[str, None]] = {}
-    for row in rows:
-        for path, value in row.get("swept", {}).items():
-            values.setdefault(path, {})[value] = None
+    paths = dict.fromkeys(path for row in rows for path in row.get("swept", {}))
+    values = {path: sorted((row["swept"][path] for row in rows if path in row.get("swept", {})), key=_rank) for path in paths}
+    what = [f"`{path}` {', '.join(dict.fromkeys(write(path, value) for value in found))}" for path, found in values.items()]
     repeats = max(row.get("repeat", 1) for row in rows)
-    what = "; ".join(f"`{path}` {', '.join(found)}" for path, found in values.items()) or "nothing is varied"
-    return f"**{block}**, {len(rows)} trial{'s' * (len(rows) > 1)}, {repeats} repeat{'s' * (repeats > 1)}: {what}"
+    counts = f"{len(rows)} trial{'s' * (len(rows) > 1)}, {repeats} repeat{'s' * (repeats > 1)}"
+    return f"**{block}**, {counts}: {'; '.join(what) or 'nothing is varied'}"
+
+
+def _rank(value: Any) -> tuple[bool, float, str]:
+    """Numbers by size, then the rest by its text."""
+    number = isinstance(value, int | float)
+    return not number, float(value) if number else 0.0, str(value)
 
 
 def _in_short(figures: Mapping[str, float]) -> str:
@@ -143,9 +146,9 @@ def _measured(name: str, value: float) -> str:
 
 
 def _foreseen(name: str, figures: Mapping[str, float]) -> str:
-    """'1.65 s (1.40 to 1.90)', or nothing."""
+    """', forecast 1.65 s (1.40 to 1.90)', or nothing."""
     foreseen, low, high = (figures.get(f"forecast_{part}") for part in (name, f"{name[:-2]}_low_s", f"{name[:-2]}_high_s"))
     if foreseen is None:
         return ""
     interval = f" ({low:.3g} to {high:.3g})" if low is not None and high is not None and name.endswith("_s") else ""
-    return _measured(name, foreseen) + interval
+    return f", forecast {_measured(name, foreseen)}{interval}"

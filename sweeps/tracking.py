@@ -137,9 +137,8 @@ class Tracking:
             tags = {"kind": "sweep", "sweep": name}
             parent = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
         self.client.update_run(parent, status="RUNNING")
-        rows = [row | {"swept": {path: written(path, value) for path, value in row.get("swept", {}).items()}} for row in plan]
-        self.client.set_tag(parent, notes.NOTE, notes.of_sweep(name, rows, rebuild, self.experiment_id))
-        self.client.set_experiment_tag(self.experiment_id, notes.VIEW + name, notes.view(name, rows, now_ms()))
+        self.client.set_tag(parent, notes.NOTE, notes.of_sweep(name, plan, written, rebuild, self.experiment_id))
+        self.client.set_experiment_tag(self.experiment_id, notes.VIEW + name, notes.view(name, plan, now_ms()))
         self.client.log_text(parent, yaml_text, "sweep.yaml")
         self.log_plan(parent, plan)
         return parent

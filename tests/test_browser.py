@@ -130,9 +130,10 @@ def test_notes_say_what_a_run_is_and_lead_from_the_sweep_to_its_trials(page, ser
     expect(page.get_by_text(overflowed["evidence"][:40]).first).to_be_visible()
     page.goto("about:blank")
     page.goto(f"{server}/#/experiments/1/runs/{sweep_id}")
-    page.get_by_text("Show more").first.click()
-    page.get_by_role("link", name="All trials with what was varied").click()
-    expect(page.get_by_test_id("search-box")).to_have_value("tags.sweep = 'planted'")
+    page.get_by_test_id("show-comment-toggle").click()
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="All trials with what was varied").click()
+    expect(opened.value.get_by_test_id("search-box")).to_have_value("tags.sweep = 'planted'")
 
 
 def test_charts_show_a_metric_epoch_by_epoch(page, server, runs) -> None:
@@ -143,16 +144,16 @@ def test_charts_show_a_metric_epoch_by_epoch(page, server, runs) -> None:
     expect(chart.locator(".scatterlayer .point")).to_have_count(2)
 
 
-def test_tables_and_a_trace_open_from_the_artifacts(page, server, runs, sweep_id, tmp_path) -> None:
+def test_the_report_and_a_trace_open_from_the_artifacts(page, server, runs, sweep_id, tmp_path) -> None:
     page.goto(f"{server}/#/experiments/1/runs/{sweep_id}/artifacts")
-    page.get_by_text("tables.md", exact=True).first.click()
-    expect(page.get_by_text("Validation accuracy by SGDR cycle length").first).to_be_visible()
+    page.get_by_text("report.html", exact=True).first.click()
+    expect(page.frame_locator("iframe").get_by_role("heading", name="Sweep planted")).to_be_visible()
     page.goto("about:blank")
     timed = runs[(runs["block"] == "workers") & (runs["outcome"] == "completed")].iloc[0]
     page.goto(f"{server}/#/experiments/1/runs/{timed['run_id']}/artifacts")
     page.get_by_text("trace.json.gz", exact=True).first.click()
     expect(page.get_by_text(re.compile(r"Path: .*trace\.json\.gz"))).to_be_visible()
     with page.expect_download() as download:
-        page.get_by_role("button", name="Download artifact").or_(page.get_by_title("Download artifact")).first.click()
+        page.locator("button[data-component-id*='artifactview']").click()  # the only one of this view
     trace = json.loads(gzip.decompress(Path(download.value.path()).read_bytes()))
     assert {event["name"] for event in trace["traceEvents"]} >= {"step"}

@@ -4,11 +4,12 @@ import json
 
 from sweeps import notes
 from sweeps.metrics import METRICS
+from sweeps.tracking import written
 
 SWEPT = {"loader.num_workers": "4", "loader.shm_size": "64M"}
 PLAN = [
-    {"key": "a", "block": "workers", "repeat": 1, "swept": {"loader.num_workers": "0", "loader.shm_size": "64M"}},
-    {"key": "b", "block": "workers", "repeat": 2, "swept": {"loader.num_workers": "4", "loader.shm_size": "64M"}},
+    {"key": "a", "block": "workers", "repeat": 1, "swept": {"loader.num_workers": 16, "loader.shm_size": 64 << 20}},
+    {"key": "b", "block": "workers", "repeat": 2, "swept": {"loader.num_workers": 4, "loader.shm_size": 64 << 20}},
     {"key": "c", "block": "cycles", "repeat": 1, "swept": {}},
 ]
 
@@ -20,10 +21,10 @@ def ended(outcome="completed", evidence="the schedule ran to its end", disturbed
 
 
 def test_a_sweeps_note_says_what_each_block_varies() -> None:
-    lines = notes.of_sweep("first-look", PLAN, "python -m analysis first-look", "7").splitlines()
+    lines = notes.of_sweep("first-look", PLAN, written, "python -m analysis first-look", "7").splitlines()
     assert lines[0] == "**first-look**: a sweep of 3 trials, each a child of this run."
     assert lines[2:4] == [
-        "- **workers**, 2 trials, 2 repeats: `loader.num_workers` 0, 4; `loader.shm_size` 64M",
+        "- **workers**, 2 trials, 2 repeats: `loader.num_workers` 4, 16; `loader.shm_size` 64M",
         "- **cycles**, 1 trial, 1 repeat: nothing is varied",
     ]
     assert "(#/experiments/7/runs?viewStateShareKey=first-look)" in lines[5]
@@ -31,7 +32,7 @@ def test_a_sweeps_note_says_what_each_block_varies() -> None:
 
 
 def test_how_a_sweeps_trials_ended_is_said_once_however_often_it_is_launched() -> None:
-    begun = notes.of_sweep("s", PLAN, "", "1")
+    begun = notes.of_sweep("s", PLAN, written, "", "1")
     once = notes.of_ended_sweep(begun, ["completed", "shm_exhausted", "completed"])
     assert once == begun + "\n\n**When the latest launch ended:** 2 completed, 1 shm_exhausted."
     assert notes.of_ended_sweep(once, []) == begun + "\n\n**When the latest launch ended:** no trial had run."
@@ -50,19 +51,17 @@ def test_a_trials_first_lines_say_what_was_varied_how_it_ended_and_its_time() ->
 def test_figures_have_their_units_and_what_was_foreseen_of_them() -> None:
     foreseen = {"forecast_epoch_s": 1.6, "forecast_epoch_low_s": 1.32, "forecast_epoch_high_s": 1.9, "forecast_shm_peak_bytes": 36 << 20}
     note = ended(epoch_s=1.548, wait_fraction=0.316, clips_per_s=804.6, shm_peak_bytes=55.2 * 2**20, **foreseen)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in note.splitlines() if line.startswith("| `")]
-    assert [row[:3] for row in rows] == [
-        ["`epoch_s`", "1.55 s", "1.6 s (1.32 to 1.9)"],
-        ["`wait_fraction`", "31.6 %", ""],
-        ["`clips_per_s`", "805 clips/s", ""],
-        ["`shm_peak_bytes`", "55.2 MiB", "36.0 MiB"],
+    assert note.split("\n\n")[2].splitlines() == [
+        f"- **1.55 s** `epoch_s`, forecast 1.6 s (1.32 to 1.9): {METRICS['epoch_s'][1]}",
+        f"- **31.6 %** `wait_fraction`: {METRICS['wait_fraction'][1]}",
+        f"- **805 clips/s** `clips_per_s`: {METRICS['clips_per_s'][1]}",
+        f"- **55.2 MiB** `shm_peak_bytes`, forecast 36.0 MiB: {METRICS['shm_peak_bytes'][1]}",
     ]
-    assert all(row[3] == METRICS[row[0].strip("`")][1] for row in rows)
 
 
 def test_what_there_is_not_is_not_told_of() -> None:
     note = ended("shm_exhausted", "/dev/shm of 64.0 MiB", artifacts=["records.jsonl", "snapshots/snapshot-0.pt", "snapshots/snapshot-1.pt"])
-    assert "|" not in note
+    assert "epoch" not in note.split("Artifacts")[0]
     assert "Disturbed" not in note
     assert [line.split(":")[0] for line in note.splitlines() if line.startswith("- ")] == ["- `records.jsonl`", "- `snapshots`"]
     assert "Disturbed from outside: a compiler." in ended(disturbed="a compiler")
