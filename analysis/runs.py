@@ -149,8 +149,8 @@ def comparable(frame: pd.DataFrame, spread: tuple[str, ...]) -> Iterator[Compara
             if idle:
                 group = pd.concat([group, _alike_at_0(trials, first, [*varying, *SURROUNDINGS], idle)]).drop_duplicates("key")
             varied = " ".join(f"{names[column]}={_shown(column, first[column])}" for column in varying)
-            newest = _is_newest(first, trials[_alike(trials, first, varying)])
-            beside = [_beside(rows if newest else rows.iloc[:0], first, varying, idle, spread) for rows in (foreseen, missing)]
+            here = (len(foreseen) or len(missing)) and _is_newest(first, trials[_alike(trials, first, varying)])
+            beside = [_beside(rows if here else rows.iloc[:0], first, varying, idle, spread) for rows in (foreseen, missing)]
             yield Comparable(str(first.get("sweep", "")), str(block), varied, _describe(first), group, *beside)
 
 
