@@ -1,27 +1,19 @@
-"""A launched sweep in MLflow's own pages, as people browse them: a real server, a real Chromium.
+"""A launched sweep in MLflow's own pages, as people browse them: a real server, a real Chromium (.ci/run installs Debian's).
 
-Waits are for what a person would wait for, never for a time; Chromium is Debian's (.ci/run installs it), driven by Playwright.
+Every wait is for something that a person would wait for to appear, never for a time.
 """
 
 import gzip
 import json
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from analysis.runs import sweep_runs
-from tests.trees import wait_until
-
-PATIENCE_S = 120.0  # of a busy machine; a quiet one takes a second or two
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from sweeps.tracker import find_sweep
+from tests.mlflow_pages import CHROMIUM, PATIENCE_S, browsing, new_page, open_view, served
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt install chromium)")
 expect.set_options(timeout=1000 * PATIENCE_S)
@@ -29,48 +21,22 @@ expect.set_options(timeout=1000 * PATIENCE_S)
 
 @pytest.fixture(scope="module")
 def server(launched):
-    """Where `mlflow server` shows the launched sweep's tracker, as `make ui` starts it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", "sqlite:///mlflow.db", "--default-artifact-root", "mlartifacts"]
-    variables = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    with (launched[0] / "server.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=launched[0], env=variables, stdout=log, stderr=log, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        assert wait_until(lambda: answers(url), PATIENCE_S), (launched[0] / "server.log").read_text()
+    """Where MLflow shows the launched sweep's tracker."""
+    with served(launched[0]) as url:
         yield url
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # a container's root may have none
+    with browsing() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser):
-    """As it opens for somebody who has never been there; wide enough that the table of runs has all its columns."""
-    context = browser.new_context(viewport={"width": 3000, "height": 1200})
-    page = context.new_page()
-    page.set_default_timeout(1000 * PATIENCE_S)
+    page = new_page(browser, width=3000)  # the table of runs makes cells of the columns that are in sight alone
     yield page
-    context.close()
+    page.context.close()
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +45,9 @@ def runs(launched):
 
 
 @pytest.fixture(scope="module")
-def sweep_id(launched, runs):
-    client_runs = {path.name for path in (launched[0] / "mlartifacts/speech").iterdir() if (path / "artifacts/plan.json").exists()}
-    (found,) = client_runs
-    return found
+def sweep_id(launched) -> str:
+    _, parent = find_sweep("planted", f"sqlite:///{launched[0]}/mlflow.db", "speech")
+    return parent.info.run_id
 
 
 def cell(page: Page, run_id: str, column: str) -> str:
@@ -92,15 +57,8 @@ def cell(page: Page, run_id: str, column: str) -> str:
     return "" if text == "-" else text
 
 
-def open_view(page: Page, server: str) -> None:
-    page.goto(f"{server}/#/experiments/1/runs")
-    page.get_by_test_id("saved-views-trigger").click()
-    page.get_by_text("planted", exact=True).last.click()
-    page.locator(".ag-row button").first.click()  # the only row there is: the sweep's, with its trials folded
-
-
 def test_the_sweeps_view_nests_its_trials_and_its_columns_are_our_tables(page, server, runs) -> None:
-    open_view(page, server)
+    open_view(page, server, "planted")
     for trial in runs.itertuples():
         expect(page.locator(f"a[href$='/runs/{trial.run_id}']")).to_be_visible()
         assert cell(page, trial.run_id, "tags.`outcome`") == trial.outcome
@@ -144,7 +102,7 @@ def test_charts_show_a_metric_epoch_by_epoch(page, server, runs) -> None:
     expect(chart.locator(".scatterlayer .point")).to_have_count(2)
 
 
-def test_the_report_and_a_trace_open_from_the_artifacts(page, server, runs, sweep_id, tmp_path) -> None:
+def test_the_report_and_a_trace_open_from_the_artifacts(page, server, runs, sweep_id) -> None:
     page.goto(f"{server}/#/experiments/1/runs/{sweep_id}/artifacts")
     page.get_by_text("report.html", exact=True).first.click()
     expect(page.frame_locator("iframe").get_by_role("heading", name="Sweep planted")).to_be_visible()
