@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis.epochs import SPANS, epoch_parts_of
 from analysis.fit import fits
-from analysis.page import WORDS, decimals
+from analysis.page import WORDS, decimals, listed
 from analysis.recommendation import advise
 from analysis.runs import Comparable
 from analysis.tradeoff import SHM, TIMED, WORKERS, epoch_times_of, groups, timed
@@ -99,8 +99,8 @@ def _epoch_seconds(axes: Axes, group: Comparable) -> None:
     axes.set_ylabel("epoch, s")
     if (cells["trials"] > cells["n"]).any():
         without = group.trials.loc[~group.trials.index.isin(timed(group.trials).index), "outcome"].unique()
-        words = ", ".join(WORDS.get(outcome, outcome) for outcome in without)
-        handles.append(Line2D([], [], color="#000000", marker="x", markeredgewidth=2, linestyle="", label=f"of so many trials: {words}"))
+        words = listed([WORDS.get(outcome, outcome) for outcome in without])
+        handles.append(Line2D([], [], color="#000000", marker="x", markeredgewidth=2, linestyle="", label=f"how many of how many {words}"))
     if (cells["n"] > 1).any():
         handles.append(Line2D([], [], color="#000000", marker="|", linestyle="", markersize=10, label="fastest to slowest trial"))
     legend_beside(axes, handles)
@@ -259,5 +259,5 @@ def _seen_of_peaks(group: Comparable, peaks: pd.Series) -> str:
         return said
     lost = cells[cells["outcomes"].str.contains(WORDS["shm_exhausted"])]
     for size, of_size in lost.groupby("shm_size", sort=False):
-        said += f"; shm {size} overflowed with {' and '.join(str(count) for count in sorted(of_size['num_workers']))}"
+        said += f"; shm {size} overflowed with {listed([str(count) for count in sorted(of_size['num_workers'])])}"
     return said

@@ -33,6 +33,9 @@ class Outline(HTMLParser):
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
@@ -70,7 +73,7 @@ def test_it_holds_the_recommendation_first_then_the_tables_the_pictures_and_the_
 
 
 def test_its_cells_are_those_of_the_tables(made, first_look):
-    cells = set(re.findall(r"<td[^>]*>(.*?)</td>", made))
+    cells = set(re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", made))
     markdown = "\n".join(of_blocks(sweep_runs("first-look", first_look.uri), markdown=True))
     of_tables = {cell.strip() for line in markdown.splitlines() if line.startswith("|") for cell in line.strip("|").split("|")}
     wanted = {cell for cell in of_tables if re.search(r"\d", cell) and "/s" not in cell}
@@ -81,10 +84,8 @@ def test_what_was_disturbed_and_what_failed_is_told_and_nothing_in_it_is_markup(
     swept = {"loader.num_workers": 2}
     parent = tracking.start_sweep("s", "<b>: 1\n", [row("workers", swept, repeat) for repeat in (1, 2)], "")
     plant(parent, swept, 1, tags=PACED | {"disturbed": "<script> & others"}, epoch_s=1.0)
-    failed = tracking.start_trial(
-        parent, key=row("workers", swept, 2)["key"], block="workers", repeat=2, seed=1, swept=swept, config={}, tags={}
-    )
-    tracking.finish_trial(failed, "crashed", "<img src=x> *boom*", {})
+    failed = plant(parent, swept, 2, "crashed")
+    tracking.set_tags(failed, {"evidence": "<img src=x> *boom*"})
     page = report("s", tracking.uri)
     assert "<script>" not in page
     assert "<img src=x>" not in page
