@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability bench-forecast bench-advise bench-analysis clean
+.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability bench-forecast bench-advise bench-tracking bench-dry-run bench-analysis bench-growth notebooks screenshots clean
 
 sweep: $(VENV)/requirements.done
 	$(RUN) launch.py sweep.yaml
@@ -24,7 +24,16 @@ check: $(VENV)/requirements-dev.done
 ui: $(VENV)/requirements.done
 	@echo "MLflow shows the sweeps of this folder at http://127.0.0.1:5000 (Ctrl-C ends it)"
 	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(RUN) -m mlflow server --host 127.0.0.1 --port 5000 \
-		--backend-store-uri sqlite:///mlflow.db --default-artifact-root mlartifacts
+		--workers 1 --backend-store-uri sqlite:///mlflow.db --default-artifact-root mlartifacts
+
+# Both show sweeps of this folder's mlflow.db: make notebooks NAMES="first-look second"; make screenshots NAMES=first-look
+NAMES ?= first-look
+
+notebooks: $(VENV)/requirements-dev.done
+	SWEEP=$(firstword $(NAMES)) SWEEPS="$(NAMES)" $(RUN) -m tests.notebooks
+
+screenshots: $(VENV)/requirements-dev.done
+	$(RUN) -m tests.screenshots $(firstword $(NAMES))
 
 bench-accuracy: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.accuracy
@@ -47,8 +56,17 @@ bench-forecast: $(VENV)/requirements.done
 bench-advise: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.advise
 
+bench-tracking: $(VENV)/requirements.done
+	$(RUN) -m tests.benchmarks.tracking
+
+bench-dry-run: $(VENV)/requirements-dev.done
+	$(RUN) -m tests.benchmarks.dry_run
+
 bench-analysis: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.frames
+
+bench-growth: $(VENV)/requirements.done
+	$(RUN) -m tests.benchmarks.growth
 
 gpu: $(VENV)/requirements-dev.done
 	$(RUN) -m tests.benchmarks.gpu

@@ -7,7 +7,7 @@ from analysis import article
 from analysis.filters import matching
 from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, joined_runs
 from analysis.tables import body, render, write_csv
-from sweeps.tracking import resolve_uri
+from sweeps.tracker import resolve_uri
 
 
 def main(arguments: list[str] | None = None) -> None:

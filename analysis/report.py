@@ -23,7 +23,7 @@ from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, SURROUNDINGS, joined_
 from analysis.series import trial_records
 from analysis.tables import head, of_blocks, rebuild_command
 from analysis.tradeoff import SHM, WORKERS, groups
-from sweeps.tracking import connect
+from sweeps.tracker import connect
 
 FILE = "report.html"
 DRAWN: tuple[tuple[str, Callable[[pd.DataFrame], Figure]], ...] = (  # of a block: what a picture shows, and who draws it

@@ -6,23 +6,18 @@ pooled only where all their parameters and their surroundings are equal but for 
 so that no table has to remember it.
 """
 
-import contextlib
-import difflib
-import gc
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from sweeps.metrics import SUMMARY
-from sweeps.tracking import SETTLED, children, connect, database_file, resolve_uri, search_all, short_names, written
+from sweeps.tracker import artifact_text, find_sweep, plan_rows, resolve_uri
+from sweeps.tracking import SETTLED, children, short_names, written
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -60,24 +55,11 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
     sweep, key, block, repeat, and its parameters as far as the plan has them or the trials of its block agree on them. LookupError if
     there is no such sweep: it lists those there are.
     """
-    client, parent = find(name, uri, experiment)
-    with _no_collections():
-        attempts = children(client, parent)
-    frame = trial_frame(name, attempts, _plan_rows(client, parent) if attempts else [])
+    client, parent = find_sweep(name, uri, experiment)
+    attempts = children(client, parent)
+    frame = trial_frame(name, attempts, plan_rows(client, parent) if attempts else [])
     frame.attrs |= {"uri": resolve_uri(uri), "experiment": experiment}
     return frame
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """MLflow makes a hundred objects a run, all of which stay: looking through them again and again for garbage takes most of the time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def trial_frame(name: str, attempts: "Sequence[Run]", rows_of_plan: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -123,8 +105,8 @@ def joined_runs(names: Sequence[str], uri: str = DEFAULT_URI, experiment: str = 
 
 def sweep_yaml(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT) -> str:
     """The file that the latest launch of a sweep was given. LookupError as `sweep_runs`."""
-    client, parent = find(name, uri, experiment)
-    return _artifact(client, parent, "sweep.yaml")
+    client, parent = find_sweep(name, uri, experiment)
+    return artifact_text(client, parent, "sweep.yaml")
 
 
 class Comparable(NamedTuple):
@@ -204,36 +186,6 @@ def _alike_at_0(trials: pd.DataFrame, first: pd.Series, columns: list[str], idle
 def _is_newest(first: pd.Series, trials: pd.DataFrame) -> bool:
     """Whether `first` ran where the latest of `trials` did: a forecast is one for the machine of the latest launch."""
     return bool(_alike(trials, first, list(SURROUNDINGS)).iloc[-1])
-
-
-def find(name: str, uri: str, experiment: str) -> "tuple[MlflowClient, Run]":
-    """The tracker and the sweep's parent run, or a LookupError that says what there is."""
-    uri = resolve_uri(uri)
-    file = database_file(uri)
-    if file and not file.exists():  # MLflow would make an empty database here
-        raise LookupError(f"no tracking database at {file}. Run a sweep first, or name another database with --uri.")
-    client = connect(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        there = [each.name for each in client.search_experiments()]
-        raise LookupError(f"no experiment {experiment!r} at {uri}. There are: {', '.join(there)}.")
-    sweeps = search_all(client, found.experiment_id, "tags.kind = 'sweep'")
-    for run in sweeps:
-        if run.data.tags["sweep"] == name:
-            return client, run
-    there = [run.data.tags["sweep"] for run in sweeps]
-    near = difflib.get_close_matches(name, there, 1)
-    listed = f"There are: {', '.join(there)}." if there else "It holds no sweep yet."
-    raise LookupError(f"no sweep {name!r} in experiment {experiment!r} at {uri}. {listed}" + (f" Did you mean {near[0]}?" if near else ""))
-
-
-def _plan_rows(client: "MlflowClient", parent: "Run") -> list[dict[str, Any]]:
-    return json.loads(_artifact(client, parent, "plan.json"))
-
-
-def _artifact(client: "MlflowClient", run: "Run", path: str) -> str:
-    with tempfile.TemporaryDirectory() as scratch:
-        return Path(client.download_artifacts(run.info.run_id, path, scratch)).read_text("utf-8")
 
 
 def _not_run(rows: Sequence[Mapping[str, Any]], keys: set[str], frame: pd.DataFrame) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.cycles import schedule_of
 from sweeps.metrics import SERIES
-from sweeps.tracking import connect
+from sweeps.tracker import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,12 +1,13 @@
-"""The test split, read by one trial's finished ensemble: the only place that opens it."""
+"""What a trial's finished ensemble says: of the test split, which is opened nowhere else, or of any batches."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from speech import accelerator, corpora, snapshots
 from speech.config import Trial
-from speech.learner import make_learner
+from speech.learner import Learner, make_learner
 from speech.loading import make_loader
 
 
@@ -21,14 +22,16 @@ def read_test_split(trial: Trial) -> dict[str, float]:
     device = accelerator.choose(config.device)
     learner = make_learner(trial, corpus, device)
     loader, _ = make_loader(config, corpus, "testing", trial.seed)
-    ensemble = None
-    for cycle in range(len(config.sgdr.cycles())):
-        weights = torch.load(snapshots.snapshot_path(Path(trial.folder), cycle), map_location=learner.device, weights_only=True)
-        learner.model.load_state_dict(weights)
-        scores, labels, _ = learner.predict(loader)
-        ensemble = ensemble or snapshots.Ensemble(labels)
-        ensemble.add(scores)
-    assert ensemble is not None  # a schedule has at least one cycle
+    ensemble = heard(learner, Path(trial.folder), len(config.sgdr.cycles()), loader)
     accuracy = snapshots.accuracy(ensemble.mean(), ensemble.labels)
     clips = len(ensemble.labels)
     return {"clips": clips, "correct": round(accuracy * clips), "accuracy": ensemble.accuracies()[-1], "ensemble_accuracy": accuracy}
+
+
+def heard(learner: Learner, folder: Path, cycles: int, batches: Iterable[Sequence[torch.Tensor]]) -> snapshots.Ensemble:
+    """What each of the snapshots in `folder` says of the batches, which are gone through once for each. Raises WeightsError."""
+    members = []
+    for cycle in range(cycles):
+        snapshots.load(learner.model, folder, cycle)
+        members.append(learner.predict(batches))
+    return snapshots.Ensemble(members[0][1], [scores for scores, _, _ in members])

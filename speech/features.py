@@ -10,11 +10,12 @@ are never written down: the filters stand twice in their table, once for the squ
 part, and are cut into blocks of rows without the bins that no row of the block hears (`_blocks`).
 """
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 import torchaudio
@@ -159,12 +160,19 @@ def normalised(features: Features, fingerprint: str, waveforms: Iterable[torch.T
     return picture
 
 
-def save_atomically(tensors: dict[str, torch.Tensor], path: Path) -> None:
+def save_atomically(tensors: dict[str, Any], path: Path) -> None:
     """torch.save that leaves either the whole file or none, whenever the process or the machine stops."""
+    with whole_file(path) as file:
+        torch.save(tensors, file)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that has its name, and replaces what had it, only once all of it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
-        torch.save(tensors, file)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -46,7 +46,12 @@ def to_image(picture: torch.Tensor) -> Image.Image:
 
 
 def from_image(path: Path) -> torch.Tensor:
-    """(3, 224, 224) float32, in deviations of a row: the inverse of to_image up to 8 bits and the change of size."""
+    """`from_pixels` of a file."""
     with Image.open(path) as image:
-        pixels = torch.from_numpy(np.array(image.convert("RGB")))
+        return from_pixels(image)
+
+
+def from_pixels(image: Image.Image) -> torch.Tensor:
+    """(3, 224, 224) float32, in deviations of a row: the inverse of to_image up to 8 bits and the change of size."""
+    pixels = torch.from_numpy(np.array(image.convert("RGB")))
     return (pixels.permute(2, 0, 1).to(torch.float32) / 127.5 - 1) * IMAGE_RANGE

@@ -25,7 +25,7 @@ def build(labels: int, channels: int, weights: str) -> torch.nn.Module:
     model.conv1 = torch.nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
     torch.nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     if weights != "none":
-        _adopt(model, _imagenet() if weights == "imagenet" else _from_file(Path(weights)), weights)
+        _adopt(model, _imagenet() if weights == "imagenet" else read_weights(Path(weights), "model.weights: "), weights)
     return model
 
 
@@ -40,15 +40,17 @@ def _imagenet() -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _from_file(path: Path) -> dict[str, torch.Tensor]:
+def read_weights(path: Path, key: str = "") -> dict[str, torch.Tensor]:
+    """A saved state_dict, read without executing code from the file. Raises WeightsError, its text starting with `key` and the path."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise WeightsError(f"model.weights: {path} does not exist. Write the path of a saved state_dict, imagenet or none.") from None
+        mend = " Write the path of a saved state_dict, imagenet or none." if key else ""
+        raise WeightsError(f"{key}{path} does not exist.{mend}") from None
     except Exception as error:  # torch.load raises what its unpickler meets: any type
-        raise WeightsError(f"model.weights: {path} is not a saved state_dict of tensors ({type(error).__name__}: {error}).") from error
+        raise WeightsError(f"{key}{path} is not a saved state_dict of tensors ({type(error).__name__}: {error}).") from error
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise WeightsError(f"model.weights: {path} holds {type(weights).__name__}, not a state_dict of tensors. Save model.state_dict().")
+        raise WeightsError(f"{key}{path} holds {type(weights).__name__}, not a state_dict of tensors. Save model.state_dict().")
     return weights
 
 

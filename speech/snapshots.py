@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from speech.features import save_atomically
+from speech.model import WeightsError, read_weights
 
 
 def snapshot_path(folder: Path, cycle: int) -> Path:
@@ -23,6 +24,15 @@ def save(model: torch.nn.Module, folder: Path, cycle: int) -> Path:
     weights = {key: value.detach().to("cpu", memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
     save_atomically(weights, path)
     return path
+
+
+def load(model: torch.nn.Module, folder: Path, cycle: int) -> None:
+    """Gives `model` the weights that `save` wrote, executing no code from the file. Raises WeightsError where they aren't its own."""
+    path = snapshot_path(folder, cycle)
+    try:
+        model.load_state_dict(read_weights(path))
+    except RuntimeError as error:
+        raise WeightsError(f"{path} holds weights of another network than this trial's ({error}).") from error
 
 
 @dataclass

@@ -8,6 +8,8 @@ and says what happened through one callable. Records are plain dicts, fit for on
     snapshot  a member of the ensemble, alone and together with those so far                                    after each cycle
     end       the trial's `summary` and the ensemble's confusion matrix                                         once
 
+A trial that goes on from where an interrupted attempt was (speech/continuation.py) first tells that one's epochs and snapshots again,
+marked `again` and without raw steps, so that its records are of the whole trial; the setup record says how many epochs they are.
 Evaluation and snapshots stand outside the epoch's clock. A metric that was not measured is absent, never 0.
 """
 
@@ -24,8 +26,9 @@ from torch.utils.data import DataLoader
 
 from speech import accelerator, corpora, page_cache, sgdr, snapshots
 from speech.augment import draws, mixup_weight
-from speech.clips import Clips
+from speech.clips import Clips, picture_of
 from speech.config import Trial
+from speech.continuation import Continuation, Progress
 from speech.cpu import cpu_model
 from speech.epoch import Record, Work, run_epoch
 from speech.fetches import FetchLog
@@ -52,17 +55,23 @@ def fit(trial: Trial, emit: Callable[[Record], None], gauge: Gauge | None = None
         clips = cast(Clips, loader.dataset)
         cycle_steps = [epochs * len(loader) for epochs in config.sgdr.cycles()]
         learner = None
+        continuation: Continuation | None = None
+        progress = Progress()
         if device != "paced":
             learner = make_learner(trial, corpus, device)
             validation, _ = make_loader(config, corpus, "validation", trial.seed)
+            if trial.continues:
+                continuation = Continuation(trial, corpus, device, learner)
+                progress = continuation.take_up()
         work = _learning(trial, learner, cycle_steps, len(loader)) if learner else _pacing(trial)
-        setup = _setup(trial, device, corpus, len(loader))
+        setup = _setup(trial, device, corpus, len(loader)) | (_recipe(trial, corpus) if learner else {})
         gauge.expect(setup["batch_bytes"])
-        emit(setup)
+        emit(setup | progress.origin())
+        for record in progress.records:
+            emit(record | {"again": True})
 
-        ensemble, epochs = None, []
         began = time.perf_counter()
-        for epoch in range(config.sgdr.epochs):
+        for epoch in range(len(progress.epochs), config.sgdr.epochs):
             order.epoch = epoch
             if config.corpus.cache == "cold":
                 page_cache.drop(clips.files())
@@ -71,16 +80,17 @@ def fit(trial: Trial, emit: Callable[[Record], None], gauge: Gauge | None = None
                 scores, labels, found = _validate(learner, validation, gauge)
                 last_step = (epoch + 1) * len(loader) - 1
                 metrics |= found | {"lr": sgdr.learning_rate(last_step, cycle_steps, config.sgdr.lr, config.sgdr.lr_min)}
-            epochs.append(metrics)
             head = {"kind": "epoch", "epoch": epoch, "warmup": epoch < trial.warmup_epochs, "began_s": round(epoch_began - began, 6)}
-            emit(head | {"metrics": metrics} | raw)
+            emit(progress.noted(head | {"metrics": metrics} | raw))
             cycle = sgdr.cycle_ended((epoch + 1) * len(loader) - 1, cycle_steps)
             if learner and cycle is not None:
-                ensemble = ensemble or snapshots.Ensemble(labels)
-                ensemble.add(scores)
-                emit(_take_snapshot(learner, ensemble, Path(trial.folder), cycle, epoch))
-        end: Record = {"kind": "end", "summary": _summary(epochs, trial.warmup_epochs, ensemble)}
-        emit(end | ({"confusion": ensemble.confusion()} if ensemble else {}))
+                progress.ensemble = progress.ensemble or snapshots.Ensemble(labels)
+                progress.ensemble.add(scores)
+                emit(progress.noted(_take_snapshot(learner, progress.ensemble, Path(trial.folder), cycle, epoch)))
+                if continuation:
+                    continuation.keep(progress)
+        end: Record = {"kind": "end", "summary": _summary(progress.epochs, trial.warmup_epochs, progress.ensemble)}
+        emit(end | ({"confusion": progress.ensemble.confusion()} if progress.ensemble else {}))
 
 
 def _validate(learner: Learner, validation: DataLoader, gauge: Gauge) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
@@ -141,6 +151,13 @@ def _setup(trial: Trial, device: str, corpus: corpora.PreparedCorpus, steps: int
         "steps_per_epoch": steps,
         "batch_bytes": batch_bytes(config, config.loader.batch_size),
     }
+
+
+def _recipe(trial: Trial, corpus: corpora.PreparedCorpus) -> Record:
+    """What makes predictions of the trial's snapshots, months later and without the corpus: see speech/prediction.py."""
+    picture = picture_of(trial.config, corpus)
+    statistics = {"mean": picture.mean.tolist(), "deviation": picture.deviation.tolist()}  # exact: a float32 is a float
+    return {"config": trial.config.model_dump(mode="json"), "statistics": statistics}
 
 
 MEDIANS = {  # of the summary -> the series that it is the median of, over warm epochs that have it

@@ -4,7 +4,8 @@ Ray starts a dozen processes and writes thousands of files for a sweep. When lau
 follow in a minute, and the files stay. So everything that a launch starts carries a mark in its environment, which every descendant
 inherits, and all its temporary files, logs among them, lie in one folder. (A process that renames itself may write its name over all of
 its environment; its log still tells whose it is.) The janitor is a process of its own session that waits for the launch to end; then
-it kills what is marked or writes into the folder, and removes the folder.
+it kills what is marked or writes into the folder, and removes the folder. Should somebody kill the janitor too, the sweep's next launch
+does its work: it finds the folder's name in a note, which is there while a launch has not tidied up.
 """
 
 import contextlib
@@ -27,9 +28,13 @@ QUIET_S = 1.0  # a process has no environment for a moment while it starts, so t
 
 
 @contextlib.contextmanager
-def kept_tidy() -> Iterator[Path]:
-    """A folder for temporary files. What is started meanwhile is gone afterwards, and so is the folder, even if this process is killed."""
+def kept_tidy(note: Path) -> Iterator[Path]:
+    """A folder for temporary files. What is started meanwhile is gone afterwards, and so is the folder, even if this process is killed.
+
+    `note`: a file that names the folder until then.
+    """
     folder = temporary_folder("sweep-", ROOT_LETTERS)
+    note.write_text(folder)
     command = [sys.executable, "-P", "-m", "sweeps.janitor", folder]
     janitor = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment(), start_new_session=True)
     before = {name: os.environ.get(name) for name in (MARK, "TMPDIR")}
@@ -45,6 +50,15 @@ def kept_tidy() -> Iterator[Path]:
         janitor.communicate()  # closes its stdin, which tells it that the launch has ended
         if janitor.returncode:  # somebody has killed it
             tidy(folder, os.getpid())
+        note.unlink(missing_ok=True)
+
+
+def tidy_up_after(note: Path) -> None:
+    """Ends what a launch that was killed has left, if it has: a trial of it that still ended now would be settled twice."""
+    if note.exists():
+        if folder := note.read_text():  # a launch killed before it wrote the name has started nothing, and no name would match every file
+            tidy(folder, os.getpid())
+        note.unlink()
 
 
 def tidy(folder: str, launch: int) -> None:

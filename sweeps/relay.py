@@ -1,29 +1,35 @@
 """One trial from start to end, seen from outside its process tree: records come up the pipe and go to disk, to MLflow and to Ray.
 
 Every record is appended to the trial's records.jsonl before anything else is done with it. Tracking happens here, never in the timed
-process. When the tree has ended the outcome is read from the evidence, and the run closes with its summary and its files.
+process, and through the trial's outbox: a tracker that is away stops nothing. When the tree has ended the outcome is read from the
+evidence, and the run closes with its summary and its files.
 """
 
 import json
 import os
 import platform
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from speech.config import Pinned, Trial
+from sweeps import notes
+from sweeps.away import is_away
+from sweeps.config import OF_LEARNING
 from sweeps.disturbance import disturbance
 from sweeps.forecast import Forecast
 from sweeps.hang import modelled_wait_s
 from sweeps.hygiene import settle
 from sweeps.isolation import Record, Task, Template
+from sweeps.outbox import Outbox, deliver, set_aside
 from sweeps.outcome import Outcome, classify
 from sweeps.plan import TrialSpec
+from sweeps.sender import Sender
 from sweeps.shm_fit import ShmFit
 from sweeps.trace import write_trace
-from sweeps.tracking import Tracking
+from sweeps.tracking import written
 
 SETUP_TAGS = (
     "device",
@@ -40,10 +46,23 @@ SETUP_TAGS = (
     "validation_clips",
     "skipped_clips",
     "batch_bytes",
+    "continued_epoch",
+    "started_over",
 )
+LEARNED = "learned"  # in the sweep's folder: what a trial goes on from, in a folder of its key
+GOES_ON = ("oom",)  # besides an attempt that ended without an outcome: whoever fails otherwise starts over
 LOG_BYTES = 1 << 18  # of the log that is kept; a worker that warns at every clip writes gigabytes
 SETTLE_S = 5.0  # how long a trial waits for a quiet node at most
 ENDING_TAGS = ("shm_limit_bytes", "status", "oom_kills")
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What was pinned and foreseen for each trial on one machine, all by the trial's key."""
+
+    pinned: dict[str, Pinned]
+    fits: dict[str, ShmFit]
+    forecasts: dict[str, Forecast]  # where there is a calibration
 
 
 @dataclass(frozen=True)
@@ -63,10 +82,27 @@ class Launch:
     fits: dict[str, ShmFit]  # by the trial's key
     forecasts: dict[str, Forecast]  # by the trial's key, where there is a calibration
     exclusive: bool  # a trial holds its node alone
+    attempts: Mapping[str, int]  # by the trial's key: how many there have been
+    who: str = "a sweep"  # what others are told that wait for a machine
+    machines: Mapping[str, Foreseen] = field(default_factory=dict)  # by sweeps.machine.identity(); empty where there is but one
+
+    def on(self, machine: str) -> "Launch":
+        """The launch as a trial sees it on one of its machines."""
+        return replace(self, **vars(self.machines[machine])) if self.machines else self
 
     def sure_to_fit(self, spec: TrialSpec) -> bool:
         """Whether a trial can't overflow its /dev/shm. On the machine's own, others may take the room meanwhile."""
         return self.private_shm and self.fits[spec.key].verdict == "fits"
+
+
+class Ended(NamedTuple):
+    """How an attempt ended."""
+
+    outcome: Outcome
+    summary: dict[str, float]
+    run_id: str
+    log: str  # the artifact of its run that tells most
+    origin: dict[str, Any]  # continued_epoch: after how many epochs it went on; started_over: why it did not
 
 
 @dataclass
@@ -82,36 +118,67 @@ class _Heard:
     ending: Record = field(default_factory=dict)
 
 
-def run_trial(
-    template: Template, spec: TrialSpec, launch: Launch, report: Callable[[dict[str, Any]], None]
-) -> tuple[Outcome, dict[str, float]]:
-    """Runs `spec` in a tree of its own and tracks it; returns how it ended and its summary. `report` hears of every epoch."""
-    folder = launch.folder / spec.key
+def run_trial(template: Template, spec: TrialSpec, launch: Launch, report: Callable[[dict[str, Any]], None]) -> Ended:
+    """Runs `spec` in a tree of its own and tracks it; returns how it ended. `report` hears of every epoch."""
+    folder, learned = launch.folder / spec.key, launch.folder / LEARNED / spec.key
+    set_aside(folder)
     shutil.rmtree(folder, ignore_errors=True)  # what an earlier attempt left; its run has its files
     folder.mkdir(parents=True)
-    tracking, fit = Tracking(launch.tracking_uri, launch.experiment), launch.fits[spec.key]
-    found = settle(SETTLE_S) if launch.exclusive else None
+    learned.mkdir(parents=True, exist_ok=True)
+    with Sender(Outbox.new(folder, launch.tracking_uri, launch.experiment)) as sender:
+        ended = _run_tracked(template, spec, launch, folder, learned, sender, report)
+        sent = sender.flush()
+        ended = ended._replace(run_id=sender.outbox.run_id)
+    if ended.outcome.name not in GOES_ON:
+        shutil.rmtree(learned)
+    if sent:
+        shutil.rmtree(folder)
+        deliver(launch.folder)  # the tracker is there: between trials is the time for what waits of earlier ones
+    else:
+        set_aside(folder)
+    return ended
+
+
+def _run_tracked(
+    template: Template,
+    spec: TrialSpec,
+    launch: Launch,
+    folder: Path,
+    learned: Path,
+    sender: Sender,
+    report: Callable[[dict[str, Any]], None],
+) -> Ended:
+    """Runs `spec` and puts all there is to tell of it into the outbox."""
+    fit, found = launch.fits[spec.key], settle(SETTLE_S) if launch.exclusive else None
     config = spec.config.model_dump(mode="json")
-    run_id = tracking.start_trial(
+    sender.outbox.start(
         launch.parent, key=spec.key, block=spec.block, repeat=spec.repeat, seed=spec.seed, swept=spec.swept, config=config,
         tags=launch.provenance
+        | {"attempt": launch.attempts.get(spec.key, 0) + 1}
         | {"node": platform.node(), "warmup_epochs": spec.warmup_epochs, "forecast_fit": fit.verdict, "node_before": found},
     )  # fmt: skip
-    tracking.log_summary(run_id, fit.metrics())
+    sender.put("log_summary", metrics=fit.metrics())
     if foreseen := launch.forecasts.get(spec.key):
-        tracking.log_summary(run_id, foreseen.metrics())
-    heard = _listen(template, spec, launch, folder, tracking, run_id, report)
+        sender.put("log_summary", metrics=foreseen.metrics())
+    sender.flush()  # what can be sent before the clock runs is sent before
+    heard = _listen(template, spec, launch, folder, sender, report)
     outcome = classify(heard.error, heard.ending, heard.summary is not None, _log(folder), launch.sure_to_fit(spec))
     summary = dict(heard.summary or {})
     if heard.ending.get("shm_peak_bytes") is not None:
-        summary["shm_peak_bytes"] = heard.ending["shm_peak_bytes"]
+        summary["shm_peak_bytes"] = max(heard.ending["shm_peak_bytes"], summary.get("shm_peak_bytes", 0))  # or before it was continued
     tags = {name: heard.setup.get(name) for name in SETUP_TAGS} | {name: heard.ending.get(name) for name in ENDING_TAGS}
     if launch.exclusive:  # otherwise the trials beside it are what disturbs it, and it is as it should be
         tags["disturbed"] = disturbance(summary, heard.epochs)
-    files = _files(folder, heard) | _kept_snapshots(folder, heard, launch, tracking, spec.block)
-    tracking.finish_trial(run_id, outcome.name, outcome.evidence, summary, tags, files)
-    shutil.rmtree(folder)
-    return outcome, summary
+    files = _files(folder, heard) | _kept_snapshots(learned, folder, heard, launch, sender, spec.block)
+    tags[notes.NOTE] = notes.of_ended_trial(
+        spec.block, spec.repeat, {path: written(path, value) for path, value in spec.swept.items()}, outcome=outcome.name,
+        evidence=outcome.evidence, figures=(foreseen.metrics() if foreseen else {}) | summary, disturbed=tags.get("disturbed"),
+        artifacts=files,
+    )  # fmt: skip
+    sender.outbox.finish(outcome.name, outcome.evidence, summary, tags, files)
+    log = "stderr.log" if "stderr.log" in files else "records.jsonl"
+    origin: dict[str, Any] = {name: heard.setup[name] for name in ("continued_epoch", "started_over") if name in heard.setup}
+    return Ended(outcome, summary, "", log, origin)
 
 
 def _listen(
@@ -119,13 +186,15 @@ def _listen(
     spec: TrialSpec,
     launch: Launch,
     folder: Path,
-    tracking: Tracking,
-    run_id: str,
+    sender: Sender,
     report: Callable[[dict[str, Any]], None],
 ) -> _Heard:
     """Passes every record on until the tree has ended."""
     heard, pinned = _Heard(), launch.pinned[spec.key]
-    trial = Trial(config=spec.config, seed=spec.seed, warmup_epochs=spec.warmup_epochs, pinned=pinned, folder=str(folder))
+    trial = Trial(
+        config=spec.config, seed=spec.seed, warmup_epochs=spec.warmup_epochs, pinned=pinned,
+        folder=str(launch.folder / LEARNED / spec.key), continues=spec.metric.name in OF_LEARNING,
+    )  # fmt: skip
     task = Task(
         "train", trial.model_dump(), launch.private_shm, spec.config.loader.shm_size, pinned.cpus, pinned.threads,
         launch.sure_to_fit(spec), modelled_wait_s(spec.config),
@@ -139,11 +208,11 @@ def _listen(
                     heard.setup = record
                 case "epoch":
                     heard.epochs.append({"warmup": record["warmup"], "metrics": record["metrics"]})
-                    tracking.log_epoch(run_id, record["epoch"], record["metrics"])
+                    sender.put("log_epoch", epoch=record["epoch"], metrics=record["metrics"])
                     report({"epoch": record["epoch"]} | record["metrics"])
                 case "snapshot":
                     heard.snapshots.append(record)
-                    tracking.log_snapshot(run_id, record["cycle"], record["metrics"])
+                    sender.put("log_snapshot", cycle=record["cycle"], metrics=record["metrics"])
                 case "end":
                     heard.summary, heard.confusion = record["summary"], record.get("confusion")
                 case "error":
@@ -188,13 +257,30 @@ def _log(folder: Path) -> str:
         return f"{first.decode(errors='replace')}\n... {size - LOG_BYTES:,} bytes left out ...\n{file.read().decode(errors='replace')}"
 
 
-def _kept_snapshots(folder: Path, heard: _Heard, launch: Launch, tracking: Tracking, block: str) -> dict[str, Path]:
-    """`best` keeps each trial's best snapshot, and all members of the best ensemble of the block so far, which --test will read."""
+def _kept_snapshots(learned: Path, folder: Path, heard: _Heard, launch: Launch, sender: Sender, block: str) -> dict[str, Path]:
+    """Which are uploaded, linked into the trial's folder, where they outlast what it learned.
+
+    `best` keeps each trial's best snapshot, and all members of the best ensemble of the block so far, which --test will read.
+    """
     if heard.summary is None or not heard.snapshots or launch.keep == "none":
         return {}
     kept = heard.snapshots
     if launch.keep == "best":
-        record = tracking.best_ensemble_so_far(launch.parent, block, launch.planned)
+        record = _best_so_far(sender, launch, block)
         if record is not None and heard.summary["ensemble_accuracy"] <= record:
             kept = [max(kept, key=lambda snapshot: snapshot["metrics"]["snapshot/accuracy"])]
+    for snapshot in kept:
+        os.link(learned / snapshot["file"], folder / snapshot["file"])
     return {f"snapshots/{snapshot['file']}": folder / snapshot["file"] for snapshot in kept}
+
+
+def _best_so_far(sender: Sender, launch: Launch, block: str) -> float | None:
+    """None also while the tracker is away: rather a snapshot too many than one that --test will miss."""
+    if not sender.flush() or sender.tracking is None:
+        return None
+    try:
+        return sender.tracking.best_ensemble_so_far(launch.parent, block, launch.planned)
+    except Exception as error:
+        if not is_away(error):
+            raise
+        return None

@@ -5,22 +5,25 @@ logged under which name, and in which unit, stands in metrics.py; other names ar
 
 `Tracking` speaks to MLflow by explicit run ids and never through the active run of `mlflow.start_run`, so the driver and the Ray
 actors can write at the same time, each with a `Tracking` of its own. MLflow is imported when one is made: two seconds.
+
+What a trial writes may be written twice and is there once, as its outbox (sweeps/outbox.py) needs it: a run is known by its attempt, and
+a figure by the time `at` which it was measured, in milliseconds since 1970.
 """
 
 import json
 import math
-import os
 import shutil
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speech.config import format_size
+from sweeps import notes
 from sweeps.metrics import check_name
+from sweeps.tracker import connect, database_file, plan_rows, resolve_uri, search_all
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,51 +42,7 @@ STATUS = {  # how a trial ended -> MLflow's word for it. An overflow of /dev/shm
 SETTLED = ("completed", "stopped_early", "shm_exhausted")  # these trials are not run again
 
 PARENT = "mlflow.parentRunId"
-PAGE = 1000  # runs that MLflow is asked for at a time
 _LONGEST = {"param": 6000, "tag": 8000, "name": 250}  # characters; MLflow would cut longer ones too, with a warning in the terminal
-
-
-def resolve_uri(uri: str) -> str:
-    """'sqlite:///mlflow.db' -> 'sqlite:////home/me/mlflow.db': relative to the current directory, once; servers pass unchanged.
-
-    ValueError for a folder or a file: URI, which MLflow no longer takes.
-    """
-    scheme, mark, rest = uri.partition("://")
-    if not mark or scheme == "file":
-        raise ValueError(
-            f"tracking uri {uri!r}: MLflow keeps runs in a database. Write sqlite:///mlflow.db, or a server's http://host:5000"
-        )
-    return f"sqlite:///{Path(rest.removeprefix('/')).absolute()}" if scheme == "sqlite" else uri
-
-
-def database_file(uri: str) -> Path | None:
-    """The file of a resolved sqlite URI; None for a server."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-def connect(uri: str) -> "MlflowClient":
-    """A client of the tracker at a resolved URI, without telemetry and without MLflow's chatter on stderr."""
-    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-    with warnings.catch_warnings():  # MLflow trips over deprecations of its own dependencies on import and on the first query
-        warnings.simplefilter("ignore")
-        from mlflow import MlflowClient
-
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-    return client
-
-
-def search_all(client: "MlflowClient", experiment_id: str, query: str) -> "list[Run]":
-    """Every run that matches, newest first, page by page."""
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], query, max_results=PAGE, order_by=["attributes.start_time DESC"], page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
 
 
 def children(client: "MlflowClient", parent: "Run") -> "list[Run]":
@@ -121,9 +80,36 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 
 def run_name(block: str, swept: Mapping[str, Any], repeat: int) -> str:
     """'workers · num_workers=4 shm_size=64M · repeat 1'."""
+    return " · ".join(part for part in (block, swept_name(swept), f"repeat {repeat}") if part)[: _LONGEST["name"]]
+
+
+def swept_name(swept: Mapping[str, Any]) -> str:
+    """'num_workers=4 shm_size=64M'."""
     short = short_names(swept)
-    values = " ".join(f"{short[path]}={written(path, value)}" for path, value in swept.items())
-    return " · ".join(part for part in (block, values, f"repeat {repeat}") if part)[: _LONGEST["name"]]
+    return " ".join(f"{short[path]}={written(path, value)}" for path, value in swept.items())
+
+
+def settled_of(runs: "Iterable[Run]") -> dict[str, str]:
+    """key -> outcome of the latest settled run with that key. `runs`: trials, newest first."""
+    settled: dict[str, str] = {}
+    for run in runs:
+        outcome = run.data.tags.get("outcome")
+        if outcome in SETTLED and run.info.status != "RUNNING":
+            settled.setdefault(run.data.tags["key"], outcome)
+    return settled
+
+
+def disturbed_of(runs: "Iterable[Run]") -> set[str]:
+    """Keys of trials that were disturbed from outside and have not been run again; a second run that failed was one all the same.
+    `runs`: trials, newest first."""
+    latest: dict[str, Mapping[str, str]] = {}  # key -> tags
+    settled: Counter[str] = Counter()
+    for run in runs:
+        tags = run.data.tags
+        if run.info.status != "RUNNING" and tags.get("outcome") != "interrupted":
+            latest.setdefault(tags["key"], tags)
+            settled[tags["key"]] += tags.get("outcome") in SETTLED
+    return {key for key, tags in latest.items() if "disturbed" in tags and tags.get("outcome") in SETTLED and settled[key] == 1}
 
 
 class Tracking:
@@ -136,6 +122,7 @@ class Tracking:
             file.parent.mkdir(parents=True, exist_ok=True)
         self.client = connect(self.uri)
         artifacts = str(file.parent / "mlartifacts" / experiment) if file else None
+        self.experiment = experiment
         self.experiment_id = _experiment_id(self.client, experiment, artifacts)
 
     def start_sweep(self, name: str, yaml_text: str, plan: list[dict[str, Any]], rebuild: str) -> str:
@@ -150,10 +137,8 @@ class Tracking:
             tags = {"kind": "sweep", "sweep": name}
             parent = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
         self.client.update_run(parent, status="RUNNING")
-        note = (
-            f"A sweep of {len(plan)} trials; each child run is one. Its tables are in `tables.md`. To print them again:\n\n    {rebuild}\n"
-        )
-        self.client.set_tag(parent, "mlflow.note.content", note)
+        self.client.set_tag(parent, notes.NOTE, notes.of_sweep(name, plan, written, rebuild, self.experiment_id))
+        self.client.set_experiment_tag(self.experiment_id, notes.VIEW + name, notes.view(name, plan, now_ms()))
         self.client.log_text(parent, yaml_text, "sweep.yaml")
         self.log_plan(parent, plan)
         return parent
@@ -171,6 +156,11 @@ class Tracking:
         for text, place in ((tables, "tables.md"), (report, "report.html")):
             if text is not None:
                 self.client.log_text(parent, text, place)
+        run = self.client.get_run(parent)
+        ended = {trial.data.tags["key"]: trial.data.tags.get("outcome", "running") for trial in reversed(self.trials(parent))}
+        ended |= self.settled_keys(parent)
+        outcomes = [ended[row["key"]] for row in plan_rows(self.client, run) if row["key"] in ended]
+        self.client.set_tag(parent, notes.NOTE, notes.of_ended_sweep(run.data.tags.get(notes.NOTE, ""), outcomes))
         self.client.set_terminated(parent, status)
 
     def trials(self, parent: str) -> "list[Run]":
@@ -179,22 +169,23 @@ class Tracking:
 
     def settled_keys(self, parent: str) -> dict[str, str]:
         """key -> outcome of the latest settled run with that key."""
-        settled: dict[str, str] = {}
-        for run in self.trials(parent):
-            outcome = run.data.tags.get("outcome")
-            if outcome in SETTLED and run.info.status != "RUNNING":
-                settled.setdefault(run.data.tags["key"], outcome)
-        return settled
+        return settled_of(self.trials(parent))
+
+    def attempts(self, parent: str) -> Counter[str]:
+        """key -> how many runs there are with that key."""
+        return Counter(run.data.tags["key"] for run in self.trials(parent))
 
     def disturbed_once(self, parent: str) -> set[str]:
         """Keys of trials that were disturbed from outside and have not been run again. A second run that failed was one all the same."""
-        ended = [run.data.tags for run in self.trials(parent) if run.info.status != "RUNNING"]
-        attempts = Counter(tags["key"] for tags in ended if tags.get("outcome") != "interrupted")
-        return {tags["key"] for tags in ended if "disturbed" in tags and tags.get("outcome") in SETTLED and attempts[tags["key"]] == 1}
+        return disturbed_of(self.trials(parent))
 
-    def close_orphans(self, parent: str, folder: Path) -> list[str]:
-        """Marks trials that a dead launch or relay left open as interrupted, with what lies in <folder>/<key>; returns their names."""
-        orphans = [run for run in self.trials(parent) if run.info.status == "RUNNING"]
+    def close_orphans(self, parent: str, folder: Path, node: str | None = None) -> list[str]:
+        """Marks trials that a dead launch or relay left open as interrupted, with what lies in <folder>/<key>; returns their names.
+
+        `node`: those that ran there, by their tag; None: all.
+        """
+        running = [run for run in self.trials(parent) if run.info.status == "RUNNING"]
+        orphans = [run for run in running if node in (None, run.data.tags.get("node"))]
         for run in orphans:
             left = folder / run.data.tags["key"]
             files = {name: left / name for name in ("records.jsonl", "stderr.log") if (left / name).is_file()}
@@ -210,9 +201,18 @@ class Tracking:
 
     def best_ensemble_so_far(self, parent: str, block: str, planned: Collection[str]) -> float | None:
         """Highest ensemble_accuracy among the block's completed trials whose key is `planned`; None while there is none."""
-        done = [run.data for run in self.trials(parent) if run.data.tags.get("outcome") == "completed" and run.data.tags["key"] in planned]
-        found = [data.metrics["ensemble_accuracy"] for data in done if data.tags["block"] == block and "ensemble_accuracy" in data.metrics]
-        return max((value for value in found if not math.isnan(value)), default=None)
+        query = f"tags.kind = 'trial' and tags.`{PARENT}` = '{parent}' and tags.outcome = 'completed' and tags.block = '{block}'"
+        token = None
+        while True:  # best first, so a page of a few is all that is read, however long the sweep
+            page = self.client.search_runs([self.experiment_id], query, 1, 10, ["metrics.ensemble_accuracy DESC"], token)
+            for run in page:
+                value = run.data.metrics.get("ensemble_accuracy", math.nan)
+                if math.isnan(value):
+                    return None
+                if run.data.tags["key"] in planned:
+                    return value
+            if not (token := page.token):
+                return None
 
     def start_trial(
         self,
@@ -225,30 +225,34 @@ class Tracking:
         swept: Mapping[str, Any],
         config: Mapping[str, Any],
         tags: Mapping[str, Any],
+        attempt_id: str | None = None,
+        at: int | None = None,
     ) -> str:
         """Opens a trial's run and returns its id. swept: dotted path -> value; config: the resolved parameters, nested, sizes in bytes.
 
-        tags: what is known of its surroundings (device, device_name, node, threads, precision, versions, git_commit ...).
+        tags: what is known of its surroundings (device, device_name, node, threads, precision, versions, git_commit ...). attempt_id:
+        names this attempt at the trial, of which there is one run; where an earlier call has opened it, that is the one.
         """
-        own = {"kind": "trial", "key": key, "block": block, "repeat": repeat, "swept": dict(swept), PARENT: parent}
         columns = {path: written(path, value) for path, value in swept.items()}
-        run = self.client.create_run(
-            self.experiment_id, tags=_texts({**tags, **columns, **own}, "tag"), run_name=run_name(block, swept, repeat)
+        own = {"kind": "trial", "key": key, "block": block, "repeat": repeat, "swept": dict(swept), PARENT: parent}
+        own |= {"attempt_id": attempt_id, notes.NOTE: notes.of_trial(block, repeat, columns)}
+        run = next(iter(self._of_attempt(attempt_id)), None) or self.client.create_run(
+            self.experiment_id, start_time=at, tags=_texts({**tags, **columns, **own}, "tag"), run_name=run_name(block, swept, repeat)
         )
         self._log(run.info.run_id, params=_texts({**flatten(config), "seed": seed, "repeat": repeat}, "param"))
         return run.info.run_id
 
-    def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float | None]) -> None:
+    def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float | None], at: int | None = None) -> None:
         """Adds an epoch to the trial's series, in one call. A value that is None was not measured and stays absent."""
-        self._log(run_id, metrics=metrics, step=epoch)
+        self._log(run_id, metrics=metrics, step=epoch, at=at)
 
-    def log_snapshot(self, run_id: str, cycle: int, metrics: Mapping[str, float | None]) -> None:
+    def log_snapshot(self, run_id: str, cycle: int, metrics: Mapping[str, float | None], at: int | None = None) -> None:
         """Adds a cycle's snapshot to the trial's series."""
-        self._log(run_id, metrics=metrics, step=cycle)
+        self._log(run_id, metrics=metrics, step=cycle, at=at)
 
-    def log_summary(self, run_id: str, metrics: Mapping[str, float | None]) -> None:
+    def log_summary(self, run_id: str, metrics: Mapping[str, float | None], at: int | None = None) -> None:
         """Adds figures that a trial has one of: what was foreseen before it runs, what the test split gave after it."""
-        self._log(run_id, metrics=metrics)
+        self._log(run_id, metrics=metrics, at=at)
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Writes what became known of a trial after its start, such as the /dev/shm read back inside it."""
@@ -267,15 +271,37 @@ class Tracking:
 
         artifacts: path in the run, as 'snapshots/cycle-1.pt' -> local file.
         """
+        self.log_ending(run_id, outcome, evidence, summary, tags or {})
+        for place, file in (artifacts or {}).items():
+            self.upload(run_id, place, file)
+        self.close_trial(run_id, outcome)
+
+    def log_ending(
+        self,
+        run_id: str,
+        outcome: str,
+        evidence: str,
+        summary: Mapping[str, float | None],
+        tags: Mapping[str, Any],
+        at: int | None = None,
+    ) -> None:
+        """The first part of `finish_trial`: everything but its files and closing the run."""
         if outcome not in STATUS:
             raise ValueError(f"outcome {outcome!r} is none of {', '.join(STATUS)}")
-        ended = {**(tags or {}), "outcome": outcome, "evidence": evidence}
-        self._log(run_id, metrics=summary, tags=_texts(ended, "tag"))
-        for place, file in (artifacts or {}).items():
-            self._upload(run_id, place, file)
-        self.client.set_terminated(run_id, STATUS[outcome])
+        self._log(run_id, metrics=summary, tags=_texts({**tags, "outcome": outcome, "evidence": evidence}, "tag"), at=at)
 
-    def _upload(self, run_id: str, place: str, file: Path) -> None:
+    def close_trial(self, run_id: str, outcome: str, attempt_id: str | None = None, at: int | None = None) -> None:
+        """The last part of `finish_trial`. attempt_id: a second run of it, opened by a request that was given up as lost, is deleted."""
+        for run in self._of_attempt(attempt_id):
+            if run.info.run_id != run_id:
+                self.client.delete_run(run.info.run_id)
+        self.client.set_terminated(run_id, STATUS[outcome], at)
+
+    def _of_attempt(self, attempt_id: str | None) -> "list[Run]":
+        return search_all(self.client, self.experiment_id, f"tags.attempt_id = '{attempt_id}'") if attempt_id else []
+
+    def upload(self, run_id: str, place: str, file: Path) -> None:
+        """Makes a local file an artifact of a run: `place` is its path there, as 'snapshots/cycle-1.pt'."""
         folder, _, name = place.rpartition("/")
         with tempfile.TemporaryDirectory() as scratch:  # MLflow names an artifact after the local file
             named = Path(scratch, name)
@@ -289,17 +315,22 @@ class Tracking:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
         step: int = 0,
+        at: int | None = None,
     ) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        now = time.time_ns() // 1_000_000
+        at = at or now_ms()
         values = {check_name(name): value for name, value in (metrics or {}).items() if value is not None}
-        numbers = [Metric(name, _number(value), now, step) for name, value in values.items()]
+        numbers = [Metric(name, _number(value), at, step) for name, value in values.items()]
         settings = [Param(*pair) for pair in (params or {}).items()]
         labels = [RunTag(*pair) for pair in (tags or {}).items()]
         while numbers or settings or labels:  # one call, but for a record beyond MLflow's limits
             self.client.log_batch(run_id, numbers[:1000], settings[:100], labels[:100])
             numbers, settings, labels = numbers[1000:], settings[100:], labels[100:]
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _number(value: float) -> float:
@@ -323,7 +354,7 @@ def _experiment_id(client: "MlflowClient", name: str, artifacts: str | None) -> 
 
     if client.get_experiment_by_name(name) is None:
         try:
-            client.create_experiment(name, artifact_location=artifacts)
+            client.create_experiment(name, artifact_location=artifacts, tags=notes.OF_EXPERIMENT)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process made it in between
                 raise

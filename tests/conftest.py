@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 
 from speech.config import TrialConfig
 from sweeps.tracking import Tracking, connect
+from tests.launches import SWEEP, launch
 from tests.tones import write_tones
+from tests.trees import can_isolate
 
 HARDWARE = {"device": "cpu", "device_name": "Planted CPU", "cores": 2, "threads": 2, "precision": "float32"}
 CONFIG = {
@@ -120,3 +123,15 @@ def tone_trial(tones: Path) -> Callable[..., TrialConfig]:
         return TrialConfig.model_validate(small)
 
     return config
+
+
+@pytest.fixture(scope="session")
+def launched(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    """The planted sweep, run once with --test: its folder, and what was printed."""
+    if not can_isolate():
+        pytest.skip("this machine forbids mount namespaces")
+    folder = tmp_path_factory.mktemp("launched")
+    (folder / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=1))
+    done = launch(folder, "--test")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done

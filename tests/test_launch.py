@@ -8,6 +8,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -18,53 +19,12 @@ from analysis.runs import sweep_runs
 from sweeps.config import load
 from sweeps.sweep import lock_file
 from sweeps.tracking import connect, resolve_uri
+from tests.launches import SWEEP, launch
 from tests.trees import can_isolate, wait_until
 
 ROOT = Path(__file__).parent.parent
 
 pytestmark = pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
-
-SWEEP = """
-name: planted
-calibrate: false
-seed: 7
-parameters:
-  corpus: {{name: folder, path: {tones}, words: [low, high]}}
-  features: {{n_mels: 16, hop_ms: 25.0}}
-  sgdr: {{epochs: 2}}
-blocks:
-  workers:
-    repeats: {repeats}
-    parameters:
-      loader:
-        form: png
-        batch_size: 4               # 2.3 MiB a batch
-        num_workers: {{values: [0, 2]}}
-        shm_size: {{values: [4M, 64M]}}
-      device: {{first_of: [paced], step_s: 0.05}}
-  cycles:
-    metric: {{name: ensemble_accuracy, goal: maximize}}
-    parameters:
-      device: cpu
-      loader: {{batch_size: 4}}
-      sgdr: {{cycle_epochs: {{values: [1, 2]}}}}
-"""
-
-
-def launch(folder: Path, *flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, ROOT / "launch.py", "sweep.yaml", *flags], cwd=folder, capture_output=True, text=True, timeout=240, check=False
-    )
-
-
-@pytest.fixture(scope="module")
-def launched(tones, tmp_path_factory):
-    """The planted sweep, run once with --test: its folder, and what was printed."""
-    folder = tmp_path_factory.mktemp("launched")
-    (folder / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=1))
-    done = launch(folder, "--test")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +120,41 @@ def test_the_test_split_is_read_once(launched, runs) -> None:
     assert f"({said[1]} of 6;" in again.stdout
 
 
+def test_words_are_said_by_the_best_ensemble_as_its_confusion_has_them(launched, runs, tones) -> None:
+    folder, _ = launched
+    names = [line for line in (tones / "validation_list.txt").read_text().splitlines() if line]
+    command = [sys.executable, "-m", "sweeps.predict", "planted", *names, "--uri", f"sqlite:///{folder}/mlflow.db"]
+    said = subprocess.run(command, cwd=tones, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stderr) == (0, "")
+    learned = runs[runs["block"] == "cycles"].sort_values("ensemble_accuracy", ascending=False, kind="stable").iloc[0]
+    assert said.stdout.startswith(f"{learned['run_name']}: ")
+    rows = [line.split() for line in said.stdout.splitlines()[4:]]
+    client = connect(resolve_uri(f"sqlite:///{folder}/mlflow.db"))
+    head, *counted = [
+        line.split(",") for line in Path(client.download_artifacts(learned["run_id"], "confusion.csv")).read_text().splitlines()
+    ]
+    found = {(row[0], word): int(count) for row in counted for word, count in zip(head[1:], row[1:], strict=True)}
+    assert Counter((path.split("/")[0], word) for path, word, *_ in rows) == Counter(found)
+
+
 def test_settled_trials_do_not_run_again_and_a_new_repeat_does(launched, tones) -> None:
     folder, _ = launched
     (folder / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=2))
     done = launch(folder, "--set", "blocks.workers.parameters.loader.num_workers=0", "--set", "blocks.cycles.repeats=1")
-    assert "6 trials (4 in workers, 2 in cycles), 4 settled, 2 to run" in done.stdout
+    assert "6 trials (4 in workers, 2 in cycles), 4 settled, 2 new; 2 to run" in done.stdout
     assert done.returncode == 0
+
+
+def test_a_settled_trial_that_rerun_names_runs_again_and_no_other_does(launched, runs) -> None:
+    folder, _ = launched
+    key = next(trial.key for trial in runs.itertuples() if trial.block == "workers" and trial.outcome == "completed")
+    before = Counter(run.data.tags["key"] for run in _children(folder))
+    done = launch(folder, "--rerun", key[:8])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "; 1 to run" in done.stdout
+    assert re.search(r"^1/1  workers · .* s an epoch$", done.stdout, re.MULTILINE)
+    after = Counter(run.data.tags["key"] for run in _children(folder))
+    assert (after - before).keys() == {key}
 
 
 def test_the_terminal_shows_our_lines_and_nothing_of_ray_or_mlflow(launched) -> None:
@@ -292,7 +281,7 @@ def test_a_dry_run_tells_what_is_settled_even_while_another_launch_holds_the_swe
     assert (done.returncode, done.stderr) == (0, "")
     assert "/dev/shm: 5 fit, 1 depends on rates (--dry-run shows which)" in launched[1].stdout
     states = [re.split(r"\s{2,}", line.strip()) for line in done.stdout.splitlines() if re.match("[0-9a-f]{12} ", line)]
-    assert {tuple(row[3:6]) for row in states if row[1:3] == ["workers", "1"]} == {
+    assert {(row[3], row[4], row[6]) for row in states if row[1:3] == ["workers", "1"]} == {
         ("0", "4M", "completed"),
         ("0", "64M", "completed"),
         ("2", "4M", "shm_exhausted"),

@@ -14,6 +14,7 @@ import pytest
 from speech.config import Pinned, TrialConfig
 from sweeps.config import Metric
 from sweeps.forecast import forecast
+from sweeps.init import INIT_NAME
 from sweeps.isolation import Template, environment
 from sweeps.plan import TrialSpec
 from sweeps.relay import Launch, run_trial
@@ -60,6 +61,7 @@ def launch_of(tracking: Tracking, folder: Path, specs: list[TrialSpec]) -> Launc
         fits={spec.key: fit(spec.config, 12, 6, 1 << 30) for spec in specs},
         forecasts={},
         exclusive=False,
+        attempts={},
     )
 
 
@@ -87,7 +89,7 @@ def test_a_wav_that_disappears_under_way_is_a_data_error_that_names_it(tmp_path,
             clip.unlink(missing_ok=True)
 
     try:
-        outcome, _ = run_trial(template, spec, launch, vanish)
+        outcome, *_ = run_trial(template, spec, launch, vanish)
     finally:
         template.close()
     assert outcome.name == "data_error"
@@ -119,7 +121,7 @@ def test_a_run_tells_what_was_foreseen_what_was_read_back_and_what_it_ran_on(tmp
     launch = launch_of(tracking, tmp_path, [spec])
     template = Template(ROOT)
     try:
-        outcome, _ = run_trial(template, spec, launch, lambda figures: None)
+        outcome, *_ = run_trial(template, spec, launch, lambda figures: None)
     finally:
         template.close()
     (run,) = tracking.trials(launch.parent)
@@ -141,7 +143,7 @@ def test_fifty_random_faults_have_fifty_right_outcomes_and_the_actor_stays_as_it
             self.process = psutil.Process()
 
         def run(self, spec: TrialSpec, launch: Launch) -> tuple[str, dict]:
-            (outcome, _) = run_trial(self.template, spec, launch, lambda figures: None)
+            outcome, *_ = run_trial(self.template, spec, launch, lambda figures: None)
             own = self.process
             deadline = time.monotonic() + 5
             while len(own.children(recursive=True)) > 1 and time.monotonic() < deadline:
@@ -195,14 +197,15 @@ def test_a_tree_that_ended_without_records_is_still_filed(tmp_path, tracking, to
     template = Template(ROOT)
 
     def kill() -> None:
-        while not (trees := psutil.Process(template._process.pid).children()):
+        server = psutil.Process(template._process.pid)  # imports run children of their own, so the supervisor is known by its init
+        while not (inits := [process for process in server.children(recursive=True) if process.name() == INIT_NAME]):
             time.sleep(0.01)
-        trees[0].kill()
+        inits[0].parent().kill()
 
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        outcome, _ = run_trial(template, spec, launch, lambda figures: None)
+        outcome, *_ = run_trial(template, spec, launch, lambda figures: None)
     finally:
         thread.join()
         template.close()
@@ -210,4 +213,4 @@ def test_a_tree_that_ended_without_records_is_still_filed(tmp_path, tracking, to
     client = connect(tracking.uri)
     (run,) = tracking.trials(launch.parent)
     assert run.info.status == "FAILED"
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"records.jsonl"}
+    assert "records.jsonl" in {file.path for file in client.list_artifacts(run.info.run_id)}

@@ -93,7 +93,7 @@ def test_the_test_split_is_read_by_all_members(learned) -> None:
     result = read_test_split(Trial(config=config, seed=1, pinned=Pinned(threads=1), folder=str(folder)))
     assert result == {"clips": 6, "correct": 6, "accuracy": 1.0, "ensemble_accuracy": 1.0}
     (folder / "snapshot-0.pt").rename(folder / "gone.pt")
-    with pytest.raises(FileNotFoundError, match=r"snapshot-0\.pt"):
+    with pytest.raises(WeightsError, match=r"snapshot-0\.pt does not exist"):
         read_test_split(Trial(config=config, seed=1, pinned=Pinned(threads=1), folder=str(folder)))
     (folder / "gone.pt").rename(folder / "snapshot-0.pt")
 

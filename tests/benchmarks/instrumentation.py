@@ -1,28 +1,33 @@
 """make bench-instrumentation: what measuring an epoch costs.
 
 The same epochs run measured, as every trial's are (speech/epoch.py with its log of fetches), and bare, as a plain loop over a DataLoader
-whose workers note nothing. Both take turns, forth and back, on loaders of their own with persistent workers; the accelerator hardly
-waits, so that whatever measuring costs the loader or the loop is seen. Two loaders that do the same differ by half a percent, by how
-their memory came to lie, so each row makes new ones ROUNDS times. `cost` is the ratio measured / bare of the epoch seconds less one: the
-median over all pairs with its 95 % interval, which pairs whose epochs met a virtual core at different speeds move little. `calls` is the
-time of all that measuring does in an epoch, done without a loader and without waiting for one: what the cost is at most where nothing is
-in parallel. Last line: the figures as JSON.
+whose workers note nothing. Both take turns, in an order drawn anew, on one loader with persistent workers, whose log is switched on and
+off: two loaders that do the same differ by a percent, by how their memory came to lie. The accelerator hardly waits, so that whatever
+measuring costs the loader or the loop is seen. A row makes new loaders until its interval is narrow. `epoch` is by how much the time that
+measuring gives for an epoch, time/epoch_s, is above that of a bare one; `wall` also counts the looks just before and after and the making
+of the records, which stand outside the epoch's clock; `null` is bare epochs against the bare ones of the same turn, which shows what the
+method itself is worth: medians over all turns with their 95 % intervals, which epochs that met a virtual core at another speed move
+little. `calls` is the time of all that measuring does for an epoch, done without a loader and without waiting for one. Last line: the
+figures as JSON.
 """
 
 import datetime
 import json
+import mmap
 import os
 import platform
+import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from scipy.stats import binom
 from tabulate import tabulate
+from torch.utils.data import DataLoader
 
 from speech import accelerator, corpora
 from speech.config import TrialConfig
@@ -33,8 +38,9 @@ from speech.loading import make_loader, prepare_forms
 from speech.timing import Gauge
 from sweeps.hygiene import settle
 
-ROUNDS = 8  # of a row, each with new loaders
-ROUND_S = 9.0  # spent on its pairs; short epochs make more of them
+ROUNDS, MOST_ROUNDS = 6, 18  # of a row, each with a new loader: between the two, until the interval is narrow
+NARROW = 1.2  # percent, from end to end
+ROUND_S = 8.0  # spent on its turns; short epochs make more of them
 CALLS = 50  # epochs in which nothing but measuring is done
 WAYS = (("png", 0, 360), ("png", 2, 360), ("packed", 0, 1800), ("packed", 2, 1800))  # form, workers, clips: epochs of a third of a second
 WORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
@@ -46,7 +52,7 @@ def main() -> int:
     rows = [_row(*way) for way in WAYS]
     unsettled.append(settle().get("unsettled"))
     machine = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel": platform.release(), "date": f"{datetime.date.today()}"}
-    print(tabulate(rows, headers="keys", floatfmt=(".0f", ".0f", ".3f", ".3f", "+.2f", "+.2f", "+.2f", ".2f", ".0f")))
+    print(tabulate(rows, headers="keys", floatfmt=("", ".0f", ".3f", *["+.2f"] * 9, ".2f", ".0f")))
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}")
     disturbances = [text for text in unsettled if text]
     print(f"not quiet: {'; '.join(disturbances)}" if disturbances else "the machine was quiet before and after")
@@ -64,26 +70,65 @@ def _row(form: str, workers: int, clips: int) -> dict[str, str | float | int]:
     )
     corpus = corpora.prepare(config.corpus)
     prepare_forms(config, corpus, print)
-    seconds = [pair for _ in range(ROUNDS) for pair in _round(config, corpus)]
-    ratios = sorted(measured / bare for measured, bare in seconds)
-    rank = max(int(binom.ppf(0.025, len(ratios), 0.5)), 1)  # of the order statistics that bound a median, from either end
-    percent = [100 * (ratio - 1) for ratio in (statistics.median(ratios), ratios[rank - 1], ratios[-rank])]
-    measured_s, bare_s = (statistics.median(column) for column in zip(*seconds, strict=True))
-    values = (form, workers, measured_s, bare_s, *percent, 100 * _calls_s(len(corpus.split("training")) // 32) / bare_s, len(seconds))
-    return dict(zip(("form", "workers", "measured s", "bare s", "cost %", "from %", "to %", "calls %", "pairs"), values, strict=True))
+    turns: list[tuple[float, float, float, float]] = []
+    for number in range(1, MOST_ROUNDS + 1):
+        turns += _round(config, corpus)
+        epoch_s, wall_s, bare_s, again_s = zip(*turns, strict=True)
+        both_s = [statistics.mean(pair) for pair in zip(bare_s, again_s, strict=True)]
+        cost = _percent(epoch_s, both_s)
+        if number >= ROUNDS and cost["to"] - cost["from"] <= NARROW:
+            break
+    bare = statistics.median(both_s)
+    calls = 100 * _calls_s(len(corpus.split("training")) // 32) / bare
+    return {
+        "form": form,
+        "workers": workers,
+        "bare s": bare,
+        **{f"epoch {name}": value for name, value in cost.items()},
+        **{f"wall {name}": value for name, value in _percent(wall_s, both_s).items()},
+        **{f"null {name}": value for name, value in _percent(again_s, bare_s).items()},
+        "calls %": calls,
+        "turns": len(turns),
+    }
 
 
-def _round(config: TrialConfig, corpus: corpora.PreparedCorpus) -> list[tuple[float, float]]:
-    """Seconds of epochs, measured and bare in turn, on two new loaders."""
+def _percent(these: Sequence[float], those: Sequence[float]) -> dict[str, float]:
+    """By how much these took longer, pair by pair: the median and its 95 % interval, from order statistics."""
+    ratios = sorted(this / that for this, that in zip(these, those, strict=True))
+    rank = max(int(binom.ppf(0.025, len(ratios), 0.5)), 1)
+    found = {"%": statistics.median(ratios), "from": ratios[rank - 1], "to": ratios[-rank]}
+    return {name: 100 * (ratio - 1) for name, ratio in found.items()}
+
+
+def _round(config: TrialConfig, corpus: corpora.PreparedCorpus) -> list[tuple[float, float, float, float]]:
+    """Seconds of a measured epoch by its own clock and in all, of a bare one and of another, in an order drawn anew; on one new loader."""
     with tempfile.TemporaryDirectory() as scratch:
-        ways = (_measured(config, corpus, FetchLog(Path(scratch, "log"))), _bare(config, corpus))
+        log = _SwitchedLog(Path(scratch, "log"))
+        loader, _ = make_loader(config, corpus, "training", 0, log=log)
+        ways = (_measured(config, loader, log), bare := _bare(config, loader, log), bare)
         for _ in range(2):  # untimed: workers start, caches warm
-            untimed_s = sum(way() for way in ways)
-        pairs: list[tuple[float, float]] = []
-        for turn in range(max(round(ROUND_S / untimed_s), 2)):
-            took = {way: ways[way]() for way in ((0, 1) if turn % 2 else (1, 0))}
-            pairs.append((took[0], took[1]))
-    return pairs
+            untimed_s = sum(way()[0] for way in ways)
+        turns = []
+        for _ in range(max(round(ROUND_S / untimed_s), 2)):
+            took = {way: ways[way]() for way in random.sample(range(3), 3)}
+            turns.append((*took[0], took[1][0], took[2][0]))
+    return turns
+
+
+class _SwitchedLog(FetchLog):
+    """A log that workers keep or leave alone, as the training process says: the switch is memory that they share with it."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.switch = mmap.mmap(-1, 1)  # workers are forked
+
+    def begin(self, step: int) -> None:
+        if self.switch[0]:
+            super().begin(step)
+
+    def end(self) -> None:
+        if self.switch[0]:
+            super().end()
 
 
 class _Ready:
@@ -117,26 +162,24 @@ def _calls_s(steps: int) -> float:
     return statistics.median(took)
 
 
-def _measured(config: TrialConfig, corpus: corpora.PreparedCorpus, log: FetchLog) -> Callable[[], float]:
-    loader, _ = make_loader(config, corpus, "training", 0, log=log)
-
-    def epoch() -> float:
+def _measured(config: TrialConfig, loader: DataLoader, log: _SwitchedLog) -> Callable[[], tuple[float, float]]:
+    def epoch() -> tuple[float, float]:
+        log.switch[0] = 1
         began = time.perf_counter()
-        run_epoch(loader, lambda batch, epoch, step: (None, accelerator.work_paced(config.device)), 0, None, Gauge(), log)
-        return time.perf_counter() - began
+        metrics, *_ = run_epoch(loader, lambda batch, epoch, step: (None, accelerator.work_paced(config.device)), 0, None, Gauge(), log)
+        return metrics["time/epoch_s"], time.perf_counter() - began
 
     return epoch
 
 
-def _bare(config: TrialConfig, corpus: corpora.PreparedCorpus) -> Callable[[], float]:
-    loader, _ = make_loader(config, corpus, "training", 0)
-
-    def epoch() -> float:
+def _bare(config: TrialConfig, loader: DataLoader, log: _SwitchedLog) -> Callable[[], tuple[float]]:
+    def epoch() -> tuple[float]:
+        log.switch[0] = 0
         began = time.perf_counter()
         for batch in loader:
             accelerator.work_paced(config.device)
             del batch
-        return time.perf_counter() - began
+        return (time.perf_counter() - began,)
 
     return epoch
 

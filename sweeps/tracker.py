@@ -1,0 +1,109 @@
+"""The tracker as such: where it is, a client of it, all runs that match a query, and a sweep by its name."""
+
+import contextlib
+import difflib
+import gc
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeps.away import ALWAYS, PATIENCE
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PAGE = 1000  # runs that MLflow is asked for at a time
+
+
+def resolve_uri(uri: str) -> str:
+    """'sqlite:///mlflow.db' -> 'sqlite:////home/me/mlflow.db': relative to the current directory, once; servers pass unchanged.
+
+    ValueError for a folder or a file: URI, which MLflow no longer takes.
+    """
+    scheme, mark, rest = uri.partition("://")
+    if not mark or scheme == "file":
+        raise ValueError(
+            f"tracking uri {uri!r}: MLflow keeps runs in a database. Write sqlite:///mlflow.db, or a server's http://host:5000"
+        )
+    return f"sqlite:///{Path(rest.removeprefix('/')).absolute()}" if scheme == "sqlite" else uri
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of a resolved sqlite URI; None for a server."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without garbage collection: MLflow makes a hundred objects of a run, and looking at them over and over takes longer than all else."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@uncollected()
+def connect(uri: str) -> "MlflowClient":
+    """A client of the tracker at a resolved URI, without telemetry and without MLflow's chatter on stderr."""
+    os.environ |= ALWAYS
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():  # MLflow trips over deprecations of its own dependencies on import and on the first query
+        warnings.simplefilter("ignore")
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+@uncollected()
+def search_all(client: "MlflowClient", experiment_id: str, query: str) -> "list[Run]":
+    """Every run that matches, newest first, page by page."""
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], query, max_results=PAGE, order_by=["attributes.start_time DESC"], page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def find_sweep(name: str, uri: str, experiment: str) -> "tuple[MlflowClient, Run]":
+    """The tracker and the sweep's parent run, or a LookupError that says what there is. Makes no database."""
+    uri = resolve_uri(uri)
+    file = database_file(uri)
+    if file and not file.exists():  # MLflow would make an empty database here
+        raise LookupError(f"no tracking database at {file}. Run a sweep first, or name another database with --uri.")
+    client = connect(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        there = [each.name for each in client.search_experiments()]
+        raise LookupError(f"no experiment {experiment!r} at {uri}. There are: {', '.join(there)}.")
+    sweeps = search_all(client, found.experiment_id, "tags.kind = 'sweep'")
+    for run in sweeps:
+        if run.data.tags["sweep"] == name:
+            return client, run
+    there = [run.data.tags["sweep"] for run in sweeps]
+    near = difflib.get_close_matches(name, there, 1)
+    listed = f"There are: {', '.join(there)}." if there else "It holds no sweep yet."
+    raise LookupError(f"no sweep {name!r} in experiment {experiment!r} at {uri}. {listed}" + (f" Did you mean {near[0]}?" if near else ""))
+
+
+def plan_rows(client: "MlflowClient", parent: "Run") -> list[dict[str, Any]]:
+    """The latest plan of a sweep, a row a trial, as `Tracking.log_plan` took it."""
+    return json.loads(artifact_text(client, parent, "plan.json"))
+
+
+def artifact_text(client: "MlflowClient", run: "Run", path: str) -> str:
+    with tempfile.TemporaryDirectory() as scratch:
+        return Path(client.download_artifacts(run.info.run_id, path, scratch)).read_text("utf-8")

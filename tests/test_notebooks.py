@@ -1,0 +1,75 @@
+"""The shipped notebooks: they define nothing, are small, show what they compute, and run on any sweep."""
+
+import ast
+import re
+
+import nbformat
+import pytest
+
+from analysis.recommendation import recommendations
+from analysis.runs import sweep_runs
+from tests.notebooks import FOLDER, executed
+
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+MOST_BYTES = 250_000
+HOME = re.compile(r"/(home|root|Users|tmp|work)/")
+
+by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def shown(notebook: nbformat.NotebookNode) -> str:
+    """All text that its cells show."""
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return "\n".join(text for output in outputs for kind, text in output.get("data", {}).items() if kind.startswith("text/"))
+
+
+def test_there_are_the_three() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["compare_sweeps", "sgdr_snapshots", "worker_tradeoff"]
+
+
+@by_name
+def test_a_notebook_defines_nothing(path) -> None:
+    source = "\n".join(line for cell in code_cells(path) for line in cell.source.splitlines() if not line.startswith("%"))
+    assert not [node for node in ast.walk(ast.parse(source)) if isinstance(node, DEFINITIONS)]
+
+
+@by_name
+def test_a_notebook_is_shipped_with_what_it_shows_and_names_nobodys_folders(path) -> None:
+    assert path.stat().st_size < MOST_BYTES
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert all(cell.outputs for cell in cells[2:])
+    assert not [output for cell in cells for output in cell.outputs if output.output_type in ("error", "stream")]
+    assert not HOME.search(shown(nbformat.read(path, as_version=4)))
+
+
+@by_name
+def test_a_notebook_runs_on_a_sweep_made_here(path, launched, monkeypatch) -> None:
+    uri = f"sqlite:///{launched[0]}/mlflow.db"
+    for name, value in {"SWEEP": "planted", "SWEEPS": "planted", "TRACKING_URI": uri}.items():
+        monkeypatch.setenv(name, value)
+    text, runs = shown(executed(path)), sweep_runs("planted", uri)
+    if path.stem != "sgdr_snapshots":
+        assert recommendations(runs)["text"].item() in text
+    learned = runs[runs["block"] == "cycles"]
+    if path.stem != "worker_tradeoff":
+        assert all(f"{value:.3f}" in text for value in learned["ensemble_accuracy"])
+
+
+@pytest.mark.slow
+@by_name
+def test_a_notebook_runs_on_a_sweep_that_only_failed_and_on_one_of_a_single_trial(path, tracking, plant, monkeypatch) -> None:
+    plant(tracking.start_sweep("failed", "", [{"key": "a"}], ""), {"loader.num_workers": 2}, key="a", outcome="crashed")
+    plant(
+        tracking.start_sweep("single", "", [{"key": "b"}], ""), {"sgdr.lr": 0.1}, key="b", epoch_s=1.0, ensemble_accuracy=0.5, accuracy=0.5
+    )
+    monkeypatch.setenv("TRACKING_URI", tracking.uri)
+    for name in ("failed", "single"):
+        monkeypatch.setenv("SWEEP", name)
+        monkeypatch.setenv("SWEEPS", f"{name} single" if name == "failed" else name)
+        executed(path)
