@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: sweep test test-slow check ui notebooks screenshots gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability bench-forecast bench-advise bench-tracking bench-analysis clean
+.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability bench-forecast bench-advise bench-tracking bench-dry-run bench-analysis bench-growth notebooks screenshots clean
 
 sweep: $(VENV)/requirements.done
 	$(RUN) launch.py sweep.yaml
@@ -59,8 +59,14 @@ bench-advise: $(VENV)/requirements.done
 bench-tracking: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.tracking
 
+bench-dry-run: $(VENV)/requirements-dev.done
+	$(RUN) -m tests.benchmarks.dry_run
+
 bench-analysis: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.frames
+
+bench-growth: $(VENV)/requirements.done
+	$(RUN) -m tests.benchmarks.growth
 
 gpu: $(VENV)/requirements-dev.done
 	$(RUN) -m tests.benchmarks.gpu

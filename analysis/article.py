@@ -8,12 +8,12 @@ gets at most `most_times` as fast. All is from the tracker alone, and what is no
 
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import pandas as pd
 
-from analysis.page import WIDTH, WORDS, decimals, disturbance_lines, grid
+from analysis.page import WIDTH, WORDS, decimals, disturbance_lines, grid, listed
 from analysis.runs import comparable
 from analysis.statistics import FEWEST_PAIRS, paired_change
 from analysis.tradeoff import SHM, TIMED, WORKERS, epoch_seconds, timed
@@ -109,7 +109,7 @@ def _head(frame: pd.DataFrame, blocks: Blocks) -> str:
     machine = f" on {known['cpu_name'].iloc[0]}, {known['cores'].iloc[0]} cores" if len(known) else ""
     text = f"Sweep {frame.attrs['sweep']}{machine}: {len(timed(trials))} of {frame.attrs['plan']} trials have a time."
     if absent := [block for block in BLOCKS if block not in blocks]:
-        text += f" Missing: block{'s' * (len(absent) > 1)} {_listed(absent)}."
+        text += f" Missing: block{'s' * (len(absent) > 1)} {listed(absent)}."
     return text
 
 
@@ -127,7 +127,7 @@ def _of_article() -> str:
 def _ratios_here(blocks: Blocks) -> Iterator[str]:
     found = {block: here for block in RATIOS if block in blocks and (here := costs(blocks[block]))}
     if not found:
-        yield "r here: missing, no trial without workers has a time in blocks " + _listed(list(RATIOS)) + "."
+        yield "r here: missing, no trial without workers has a time in blocks " + listed(list(RATIOS)) + "."
         return
     said = [
         f"{_two(here.ratio)} for {RATIOS[block]} (block {block}: {1000 * here.step_s:.3g} ms a step, {1000 * here.prepare_s:.3g} ms to "
@@ -135,7 +135,7 @@ def _ratios_here(blocks: Blocks) -> Iterator[str]:
         for block, here in found.items()
     ]
     absent = [RATIOS[block] for block in RATIOS if block not in found]
-    yield f"r here, on {next(iter(found.values())).cores} cores: {_listed(said)}." + (f" Missing: {_listed(absent)}." if absent else "")
+    yield f"r here, on {next(iter(found.values())).cores} cores: {listed(said)}." + (f" Missing: {listed(absent)}." if absent else "")
 
 
 def _milliseconds(blocks: Blocks) -> str:
@@ -153,7 +153,7 @@ def _milliseconds(blocks: Blocks) -> str:
 def _step_text(trials: pd.DataFrame) -> str:
     with_time = timed(trials)
     if with_time.empty:
-        return _listed(sorted({WORDS.get(outcome, outcome) for outcome in trials["outcome"]})) or "-"
+        return listed(sorted({WORDS.get(outcome, outcome) for outcome in trials["outcome"]})) or "-"
     return f"{1000 * (with_time['loader.batch_size'] / with_time['clips_per_s']).median():.1f}"
 
 
@@ -223,7 +223,7 @@ def _small(blocks: Blocks) -> Iterator[str]:
     if SMALL not in blocks:
         return
     trials = blocks[SMALL]
-    size = _listed(sorted({written(SHM, None if pd.isna(given) else int(given)) for given in trials[SHM]}))
+    size = listed(sorted({written(SHM, None if pd.isna(given) else int(given)) for given in trials[SHM]}))
     ended = {_ended(outcome): _counts(alike) for outcome, alike in trials.sort_values(WORKERS).groupby("outcome", sort=False)}
     yield f"In {size} of /dev/shm " + "; ".join(f"{counts} workers {word}" for word, counts in ended.items()) + f". {_foreseen(trials)}"
     large = blocks.get("ratio")
@@ -300,12 +300,7 @@ def _missing(trials: pd.DataFrame, *counts: int) -> str:
 
 
 def _counts(trials: pd.DataFrame) -> str:
-    return _listed([str(count) for count in sorted({int(count) for count in trials[WORKERS]})])
-
-
-def _listed(texts: Sequence[str]) -> str:
-    """'a, b and c'."""
-    return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
+    return listed([str(count) for count in sorted({int(count) for count in trials[WORKERS]})])
 
 
 def _share(times: float) -> str:

@@ -86,6 +86,8 @@ def _because(by: str, row: Any) -> str:
         case "accelerator":
             where = "on the host's cores" if row.device == "cpu" else "of the accelerator"
             return f"Steps {where} take {seconds(row.step_s)} of {epoch} s, and {waits}"
+        case "preparation" if row.preparing > row.cores / row.machine_cores:  # more workers could compute at once than there are
+            return f"Each worker computes for {_percent(row.preparing)} of an epoch, and {waits}"
         case "preparation":
             return f"{busy[0].upper()}{busy[1:]}, and {waits}"
         case "reads":

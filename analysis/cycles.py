@@ -137,6 +137,8 @@ def _texts(row: Any, markdown: bool) -> list[str]:
 
 
 def _accuracy(mean: float, sd: float) -> str:
+    if math.isnan(mean):
+        return "-"
     return f"{100 * mean:.1f}" if math.isnan(sd) else f"{100 * mean:.1f} ± {100 * sd:.1f}"
 
 
@@ -152,6 +154,8 @@ def _gain(row: Any, markdown: bool) -> str:
 
 
 def _seconds(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "-"
     return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
 
 

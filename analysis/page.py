@@ -21,6 +21,11 @@ WORDS = {
 }
 
 
+def listed(texts: Sequence[str]) -> str:
+    """'a, b and c'."""
+    return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
+
+
 def outcome_words(outcomes: pd.Series, trials: int) -> str:
     """['shm_exhausted'] of 3 trials -> '1 of 3 overflowed'; the most frequent first; '' for none."""
     return ", ".join(f"{count} of {trials} {WORDS.get(outcome, outcome)}" for outcome, count in outcomes.value_counts().items())

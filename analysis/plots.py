@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis.epochs import SPANS, epoch_parts_of
 from analysis.fit import fits
-from analysis.page import WORDS, decimals
+from analysis.page import WORDS, decimals, listed
 from analysis.recommendation import advise
 from analysis.runs import Comparable
 from analysis.tradeoff import SHM, TIMED, WORKERS, epoch_times_of, groups, timed
@@ -51,8 +51,8 @@ def where_epochs_go(frame: pd.DataFrame) -> Figure:
 
 def shm_peaks(frame: pd.DataFrame) -> Figure:
     """The most that trials took of /dev/shm, by workers, beside the most that was foreseen and the sizes that there were."""
-    having = [group for group in groups(frame) if (group.trials[WORKERS] > 0).any() and group.trials["shm_peak_bytes"].max() > 0]
-    return panels(having, _shm_peaks, "no trial with workers tells what it took of /dev/shm")
+    having = [group for group in groups(frame) if any(map(len, _taken(group.trials)))]
+    return panels(having, _shm_peaks, "no trial with workers tells what it takes of /dev/shm")
 
 
 def panels(parts: Sequence[Any], draw: Callable[[Axes, Any], None], missing: str, height_in: float = PANEL_IN) -> Figure:
@@ -99,8 +99,8 @@ def _epoch_seconds(axes: Axes, group: Comparable) -> None:
     axes.set_ylabel("epoch, s")
     if (cells["trials"] > cells["n"]).any():
         without = group.trials.loc[~group.trials.index.isin(timed(group.trials).index), "outcome"].unique()
-        words = ", ".join(WORDS.get(outcome, outcome) for outcome in without)
-        handles.append(Line2D([], [], color="#000000", marker="x", markeredgewidth=2, linestyle="", label=f"of so many trials: {words}"))
+        words = listed([WORDS.get(outcome, outcome) for outcome in without])
+        handles.append(Line2D([], [], color="#000000", marker="x", markeredgewidth=2, linestyle="", label=f"how many of how many {words}"))
     if (cells["n"] > 1).any():
         handles.append(Line2D([], [], color="#000000", marker="|", linestyle="", markersize=10, label="fastest to slowest trial"))
     legend_beside(axes, handles)
@@ -207,8 +207,7 @@ def _seen_of_parts(rows: pd.DataFrame) -> str:
 def _shm_peaks(axes: Axes, group: Comparable) -> None:
     trials = group.trials[group.trials[WORKERS] > 0]
     counts = sorted({int(workers) for workers in trials[WORKERS]})
-    peaks = _most(trials[trials["outcome"].isin(TIMED)], "shm_peak_bytes")
-    bounds = _most(trials, "forecast_shm_bound_bytes")
+    peaks, bounds = _taken(trials)
     lost = trials[trials["outcome"] == "shm_exhausted"].dropna(subset=SHM)
 
     def mark(of: pd.Series, label: str, **style: Any) -> None:
@@ -232,10 +231,12 @@ def _shm_peaks(axes: Axes, group: Comparable) -> None:
     titled(axes, group, _seen_of_peaks(group, peaks))
 
 
-def _most(trials: pd.DataFrame, column: str) -> pd.Series:
-    """MiB by workers, where there are any."""
-    most = trials.groupby(WORKERS)[column].max().dropna() / MIB
-    return most[most > 0]
+def _taken(trials: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """MiB by workers: the most that one took which ran through, and the most that was foreseen; of those that took any."""
+    with_workers = trials[trials[WORKERS] > 0]
+    ran = with_workers[with_workers["outcome"].isin(TIMED)]
+    peaks, bounds = ran.groupby(WORKERS)["shm_peak_bytes"].max(), with_workers.groupby(WORKERS)["forecast_shm_bound_bytes"].max()
+    return peaks[peaks > 0] / MIB, bounds[bounds > 0] / MIB
 
 
 def _log_axis(axes: Axes, values: pd.Series) -> None:
@@ -258,5 +259,5 @@ def _seen_of_peaks(group: Comparable, peaks: pd.Series) -> str:
         return said
     lost = cells[cells["outcomes"].str.contains(WORDS["shm_exhausted"])]
     for size, of_size in lost.groupby("shm_size", sort=False):
-        said += f"; shm {size} overflowed with {' and '.join(str(count) for count in sorted(of_size['num_workers']))}"
+        said += f"; shm {size} overflowed with {listed([str(count) for count in sorted(of_size['num_workers'])])}"
     return said

@@ -2,9 +2,10 @@
 
 The one idea is that a cell has to earn its workers. The fastest cell of table 1 is where the comparison starts; of all that the paired
 interval over repeats can't tell from it the one that asks least of the machine is recommended. Noisy repeats tell nothing apart, so a
-cell that looks more than WIDE slower is none of them. A cell counts only when every one of its trials completed: one that overflowed once
-will do so again. One that completed by luck, its loader being able to take more /dev/shm than there is, counts only where no other does.
-`advise` decides, `sentences` says it, and of the cell that is chosen what bounds its epochs (bottleneck.py).
+cell that looks more than WIDE slower, by the mean change or by its median, is none of them. A cell counts only when every one of its
+trials completed: one that overflowed once will do so again. One that completed by luck, its loader being able to take more /dev/shm than
+there is, counts only where no other does. `advise` decides, `sentences` says it, and of the cell that is chosen what bounds its epochs
+(bottleneck.py).
 """
 
 import math
@@ -62,7 +63,8 @@ def advise(group: Comparable) -> Advice:
     if len(fastest.times) < FEWEST_PAIRS:
         return Advice(None, fastest, None, None, None)
     changes = [(cell, change) for cell in cells if cell.asks < fastest.asks and (change := paired_change(cell.times, fastest.times))]
-    equals = [(cell, change) for cell, change in changes if change.low <= 0 and change.value <= WIDE]
+    near_s = (1 + WIDE) * fastest.median_s
+    equals = [(cell, change) for cell, change in changes if change.low <= 0 and change.value <= WIDE and cell.median_s <= near_s]
     if equals:
         cell, change = min(equals, key=lambda pair: pair[0].asks)
         return Advice(cell, fastest, change, None, None)

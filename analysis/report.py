@@ -5,6 +5,7 @@ from the tracker alone. Pictures lie inside the file and there is no script, so 
 """
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -105,13 +106,12 @@ def _choice(frame: pd.DataFrame) -> str:
 def _block(block: str, trials: pd.DataFrame) -> Iterator[str]:
     """Its tables, then its pictures."""
     yield f"<h2>Block {html.escape(block)}</h2>"
-    yield from (_marked(text) for text in of_blocks(trials, markdown=True))
-    for shown, draw in DRAWN:
-        try:
-            yield _image(draw(trials), shown)
-        except LookupError:  # a block has the pictures that it has figures for
-            continue
-    yield from (_image(figure, "Who waited for whom in one epoch") for figure in _stalls(trials))
+    shown = [_marked(text) for text in of_blocks(trials, markdown=True)]
+    for name, draw in DRAWN:
+        with contextlib.suppress(LookupError):  # a block has the pictures that it has figures for
+            shown.append(_image(draw(trials), name))
+    shown += [_image(figure, "Who waited for whom in one epoch") for figure in _stalls(trials)]
+    yield from shown or ["<p>No table and no picture: none of its trials has the figures for one.</p>"]
 
 
 def _stalls(frame: pd.DataFrame) -> Iterator[Figure]:
@@ -123,10 +123,8 @@ def _stalls(frame: pd.DataFrame) -> Iterator[Figure]:
         trials = group.trials[group.trials[WORKERS] == cell.workers]
         trials = trials[trials[SHM].isna() if cell.shm_bytes == float("inf") else trials[SHM] == cell.shm_bytes].sort_values("epoch_s")
         trial = trials.iloc[(len(trials) - 1) // 2]
-        try:
+        with contextlib.suppress(LookupError):
             yield stalls.picture(trial_records(connect(frame.attrs["uri"]), trial["run_id"]), trial["run_name"])
-        except LookupError:
-            continue
 
 
 def _image(figure: Figure, shown: str) -> str:

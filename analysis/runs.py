@@ -57,7 +57,13 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
     """
     client, parent = find_sweep(name, uri, experiment)
     attempts = children(client, parent)
-    rows_of_plan = plan_rows(client, parent) if attempts else []
+    frame = trial_frame(name, attempts, plan_rows(client, parent) if attempts else [])
+    frame.attrs |= {"uri": resolve_uri(uri), "experiment": experiment}
+    return frame
+
+
+def trial_frame(name: str, attempts: "Sequence[Run]", rows_of_plan: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The frame of `sweep_runs` but for the place, from a sweep's runs, newest first, and the rows of its plan.json."""
     settled = {run.data.tags["key"] for run in attempts if _is_settled(run)}
     forecast_only = [row for row in rows_of_plan if not row.get("measured", True) and row["key"] not in settled]
     plan = {row["key"] for row in rows_of_plan} - {row["key"] for row in forecast_only}
@@ -74,8 +80,7 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
         converted = ["repeat", *(column for column in frame if "." in column)]
         frame = frame.fillna({name: value for name, value in AGED.items() if name in frame})
         frame[converted] = frame[converted].convert_dtypes()
-    frame.attrs = {"sweep": name, "uri": resolve_uri(uri), "experiment": experiment, "plan": len(plan)}
-    frame.attrs["forecast_only"] = [{"sweep": name} | _forecast_row(row) for row in forecast_only]
+    frame.attrs = {"sweep": name, "plan": len(plan), "forecast_only": [{"sweep": name} | _forecast_row(row) for row in forecast_only]}
     frame.attrs["not_run"] = [{"sweep": name} | row for row in _not_run(rows_of_plan, plan - kept.keys(), frame)]
     return frame
 
@@ -144,8 +149,8 @@ def comparable(frame: pd.DataFrame, spread: tuple[str, ...]) -> Iterator[Compara
             if idle:
                 group = pd.concat([group, _alike_at_0(trials, first, [*varying, *SURROUNDINGS], idle)]).drop_duplicates("key")
             varied = " ".join(f"{names[column]}={_shown(column, first[column])}" for column in varying)
-            newest = _is_newest(first, trials[_alike(trials, first, varying)])
-            beside = [_beside(rows if newest else rows.iloc[:0], first, varying, idle, spread) for rows in (foreseen, missing)]
+            here = (len(foreseen) or len(missing)) and _is_newest(first, trials[_alike(trials, first, varying)])
+            beside = [_beside(rows if here else rows.iloc[:0], first, varying, idle, spread) for rows in (foreseen, missing)]
             yield Comparable(str(first.get("sweep", "")), str(block), varied, _describe(first), group, *beside)
 
 
@@ -183,7 +188,7 @@ def _is_newest(first: pd.Series, trials: pd.DataFrame) -> bool:
     return bool(_alike(trials, first, list(SURROUNDINGS)).iloc[-1])
 
 
-def _not_run(rows: list[dict[str, Any]], keys: set[str], frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def _not_run(rows: Sequence[Mapping[str, Any]], keys: set[str], frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """The trials of the plan with these keys. The plan has what they sweep; all else is as in their block, where that is of one kind."""
     shared: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -196,7 +201,7 @@ def _not_run(rows: list[dict[str, Any]], keys: set[str], frame: pd.DataFrame) ->
         yield {name: row[name] for name in ("key", "block", "repeat")} | shared[block] | _parameters(row["swept"])
 
 
-def _forecast_row(row: dict[str, Any]) -> dict[str, Any]:
+def _forecast_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A trial of the plan that is not to be measured, in the words of a measured one."""
     known = {name: row[name] for name in ("key", "block", "repeat", "forecast_fit") if name in row}
     return known | row["forecast"] | _parameters(row["config"])
@@ -205,7 +210,7 @@ def _forecast_row(row: dict[str, Any]) -> dict[str, Any]:
 def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of the plan as the tracker has those of a trial."""
     texts = {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for name, value in config.items()}
-    return {name: _value(text) for name, text in texts.items() if "." in name}
+    return {name: None if config[name] is None else _value(text) for name, text in texts.items() if "." in name}
 
 
 def _is_settled(run: "Run") -> bool:

@@ -39,7 +39,7 @@ STALL_S = 1e-3  # a longer pause of the accelerator between two steps is a stall
 WORK, FILL, WAIT, START, OTHER, LIMIT = "#0072B2", "#E69F00", "#D55E00", "#CC79A7", "#999999", "#000000"
 FETCH = ("#56B4E9", "#A9D9F4")  # one batch and the next of a worker
 SPANS = {"start": START, "fill": FILL, "wait": WAIT, "step": WORK, "other": OTHER}
-BOUND = {"start": "the start of its workers", "step": "the training step", "other": "what lies between the steps"}  # or else the loader
+MOST = {"start": "starting workers", "loader": "waiting for batches", "step": "in training steps", "other": "between the steps"}
 LEAST_USED = 0.2  # of the limit; where less is used, its line would press the curve flat, and words tell of it
 
 
@@ -83,14 +83,15 @@ def _epoch(records: Sequence[Record], number: int | None) -> Record:
 
 
 def _headline(epoch: Record) -> str:
-    """'epoch 1, 1.78 s, bound by the loader: 64 % of it waiting for batches'. What took most of the epoch bound it."""
+    """'epoch 1, 1.78 s, 64 % of it waiting for batches': what took most of it."""
     metrics = epoch["metrics"]
-    spent = {span: metrics[f"time/{span}_s"] for span in BOUND}
+    spent = {span: metrics[f"time/{span}_s"] for span in ("start", "step", "other")}
     spent["loader"] = metrics["time/fill_s"] + metrics["time/wait_s"]
     most = max(spent, key=lambda span: spent[span])
     share = _percent(spent[most] / metrics["time/epoch_s"])
-    why = f"the loader: {share} of it waiting for batches" if most == "loader" else f"{BOUND[most]}: {share} of it"
-    return f"epoch {epoch['epoch']}{' (warm-up)' if epoch['warmup'] else ''}, {_seconds(metrics['time/epoch_s'])}, bound by {why}"
+    return (
+        f"epoch {epoch['epoch']}{' (warm-up)' if epoch['warmup'] else ''}, {_seconds(metrics['time/epoch_s'])}, {share} of it {MOST[most]}"
+    )
 
 
 def _lanes(epoch: Record, limit: int | None) -> Iterator[Lane]:

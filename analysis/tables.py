@@ -1,28 +1,28 @@
 """All tables of a sweep from the tracker alone, as text, which launch.py prints and `python -m analysis NAME` prints again, and as CSV."""
 
 import shlex
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from analysis import cycle_choice, cycles, epochs, fit, forecasts, loader_keys, recommendation, tradeoff
-from analysis.page import WORDS
+from analysis.page import WIDTH, WORDS
 from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, joined_runs
 from sweeps.tracker import database_file, resolve_uri
 from sweeps.tracking import SETTLED
 
 SHOWN_FAILURES = 5
-ON_PAGE = (  # of a block, in this order
+TABLES = (  # of a block, in this order
     tradeoff.tables,
     loader_keys.tables,
     epochs.tables,
     forecasts.tables,
-    recommendation.sentences,
     fit.tables,
     cycles.tables,
-    cycle_choice.sentences,
 )
+ADVICE = (recommendation.sentences, cycle_choice.sentences)  # comes last, where whoever looks at a terminal looks first
 FRAMES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {  # name of the CSV file -> what stands in it
     "trials": lambda frame: frame,
     "epoch_times": tradeoff.epoch_times,
@@ -48,8 +48,9 @@ def body(frame: pd.DataFrame, markdown: bool = False) -> str:
 
 
 def of_blocks(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
-    """The tables alone, block by block."""
-    return [text for _, trials in frame.groupby("block", sort=False) for of_block in ON_PAGE for text in of_block(trials, markdown)]
+    """The tables alone, block by block, and then what each recommends."""
+    blocks = [trials for _, trials in frame.groupby("block", sort=False)]
+    return [text for kinds in (TABLES, ADVICE) for trials in blocks for of_block in kinds for text in of_block(trials, markdown)]
 
 
 def write_csv(frame: pd.DataFrame, folder: Path) -> list[Path]:
@@ -77,7 +78,7 @@ def head(frame: pd.DataFrame, markdown: bool = False) -> str:
     planned = frame[frame["planned"].astype(bool)]
     counts = [f"{count} {WORDS.get(outcome, outcome)}" for outcome, count in planned["outcome"].value_counts().items()]
     title = f"Sweep {frame.attrs['sweep']}: {', '.join(counts) or 'no trial has run yet'}"
-    lines = [f"## {title}" if markdown else title, *_left_to_forecasts(frame)]
+    lines = [f"## {title}" if markdown else textwrap.fill(title, WIDTH), *_left_to_forecasts(frame)]
     if missing := frame.attrs["plan"] - len(planned):
         lines.append(f"{missing} of {frame.attrs['plan']} planned trials have not run.")
     if others := len(frame) - len(planned):

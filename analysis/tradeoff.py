@@ -50,9 +50,12 @@ def tables(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
 
 
 def groups(frame: pd.DataFrame) -> Iterator[Comparable]:
-    """What has a table 1: trials that differ in number of workers, size of /dev/shm and repeat only, where one of the first two varies."""
-    for group in comparable(_with_sizes(frame), (WORKERS, SHM)):
-        if len(group.values(WORKERS)) > 1 or len(group.values(SHM)) > 1:
+    """What has a table 1: trials that differ in number of workers, size of /dev/shm and repeat only, of a block that varies one of the
+    first two. A machine that ran a single cell of it has a table too."""
+    found = list(comparable(_with_sizes(frame), (WORKERS, SHM)))
+    for group in found:
+        of_block = [each for each in found if each.block == group.block]
+        if any(len(set[Any]().union(*(each.values(column) for each in of_block))) > 1 for column in (WORKERS, SHM)):
             yield group
 
 

@@ -9,7 +9,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 SAMPLE_RATE = 16_000  # samples per second of every waveform inside the project; files of other rates are resampled on reading
 
@@ -34,7 +36,8 @@ def format_size(size_bytes: int) -> str:
     return f"{size_bytes}"
 
 
-Size = Annotated[int, BeforeValidator(parse_size)]
+_SizeText = Annotated[str, Field(pattern=r"^\s*\d+(\.\d+)?\s*[kmgtKMGT]?([iI]?[bB])?\s*$", examples=["64M", "2G"])]
+Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | _SizeText)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -47,7 +50,9 @@ class Group(BaseModel):
 class Corpus(Group):
     """Which clips, and how they are split by speaker into training, validation and testing."""
 
-    name: Literal["synthetic", "speech_commands", "folder"] = "synthetic"
+    name: Literal["synthetic", "speech_commands", "folder"] = Field(
+        "synthetic", description="where clips come from: spoken by eSpeak NG, the Speech Commands data set, or a folder of your own"
+    )
     path: str | None = Field(None, description="folder of <word>/<clip>.wav; speech_commands without one downloads the archive")
     version: Literal["v1", "v2"] = Field("v2", description="which official archive speech_commands downloads")
     words: list[Annotated[str, Field(min_length=1)]] | None = Field(None, description="the words to tell apart; all folders when absent")
@@ -83,7 +88,7 @@ class Corpus(Group):
             raise ValueError("a classifier needs at least two labels: add a word, unknown or silence")
         try:
             groups = re.compile(self.speaker).groups
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:  # the latter for a count or a nesting beyond the compiler
             raise ValueError(f"speaker is not a regular expression: {error}") from None
         if groups < 1:
             raise ValueError("speaker needs a group: the part in brackets is the speaker, as in ^(.+?)_nohash_")
@@ -177,7 +182,7 @@ class Loader(Group):
 
     num_workers: int = Field(0, ge=0, le=1024, description="loader processes; 0 prepares batches in the training process")
     shm_size: Size | None = Field(None, ge=1 << 16, description="size of the trial's /dev/shm, as 64M; absent: the node's own, as it is")
-    batch_size: int = Field(32, ge=1, le=65536)
+    batch_size: int = Field(32, ge=1, le=65536, description="clips in a batch")
     prefetch_factor: int = Field(2, ge=1, le=1024, description="batches each worker prepares ahead; has no meaning at 0 workers")
     persistent_workers: bool = Field(True, description="keep the workers from epoch to epoch")
     pin_memory: bool = Field(False, description="copy batches to page-locked memory before the GPU (no effect without one)")
@@ -198,15 +203,15 @@ class Model(Group):
 class Optimizer(Group):
     """SGD with Nesterov momentum; the learning rate is sgdr's."""
 
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0, le=1)
+    momentum: float = Field(0.9, ge=0, lt=1, description="share of the last step's direction that the next one keeps")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="share of each weight that is added to its gradient")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread evenly over all labels")
 
 
 class Sgdr(Group):
     """Stochastic gradient descent with warm restarts (Loshchilov & Hutter, ICLR 2017): the schedule of a trial."""
 
-    epochs: int = Field(8, ge=1, le=10_000)
+    epochs: int = Field(8, ge=1, le=10_000, description="epochs of a trial; its cycles fill them exactly")
     cycle_epochs: int | list[Annotated[int, Field(ge=1)]] | None = Field(
         None, description="epochs of a cycle (T_0), or every cycle's length as a list; absent: one long cosine"
     )
@@ -220,9 +225,10 @@ class Sgdr(Group):
             return [self.epochs]
         if isinstance(self.cycle_epochs, list):
             return list(self.cycle_epochs)
-        lengths = [self.cycle_epochs]
-        while sum(lengths) < self.epochs:
+        lengths, total = [self.cycle_epochs], self.cycle_epochs
+        while total < self.epochs:
             lengths.append(lengths[-1] * self.cycle_factor)
+            total += lengths[-1]
         return lengths
 
     @model_validator(mode="after")
@@ -254,6 +260,11 @@ class Device(Group):
     step_s: float = Field(0.0, ge=0, le=60, description="paced: seconds the modelled accelerator works on a batch")
     host_s: float = Field(0.0, ge=0, le=60, description="paced: seconds of CPU the host spends on a batch")
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        group = handler.resolve_ref_schema(handler(core_schema))
+        return {"description": group.pop("description"), "anyOf": [{"enum": ["auto", "cuda", "cpu"]}, group]}
+
     @model_validator(mode="before")
     @classmethod
     def _short(cls, data: Any) -> Any:
@@ -271,14 +282,16 @@ class Device(Group):
 class TrialConfig(Group):
     """Everything that decides what a trial computes. `seed` follows the repeat; the rest comes from `parameters`."""
 
-    corpus: Corpus
-    features: Features = Features()
-    augment: Augment = Augment()
-    loader: Loader = Loader()
-    model: Model = Model()
-    optimizer: Optimizer = Optimizer()
-    sgdr: Sgdr = Sgdr()
-    device: Device = Device(first_of=["cuda", "cpu"])
+    corpus: Corpus = Field(description="which clips, split by speaker into training, validation and testing")
+    features: Features = Field(Features(), description="how a clip becomes a picture")
+    augment: Augment = Field(Augment(), description="how training clips are changed, drawn anew in every epoch; all off by default")
+    loader: Loader = Field(Loader(), description="the DataLoader, its /dev/shm, and the form in which the data travels")
+    model: Model = Field(Model(), description="the ResNet34 that is trained")
+    optimizer: Optimizer = Field(Optimizer(), description="SGD with Nesterov momentum")
+    sgdr: Sgdr = Field(Sgdr(), description="the schedule: epochs, cycles of the learning rate, a snapshot at each cycle's end")
+    device: Device = Field(
+        Device(first_of=["cuda", "cpu"]), description="what takes the batches: auto, cuda, cpu, or paced, a model of an accelerator"
+    )
     precision: Literal["auto"] | Precision = Field("auto", description="auto: the fastest here, found by a probe")
 
     @model_validator(mode="after")

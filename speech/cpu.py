@@ -1,9 +1,11 @@
 """What the processor is called."""
 
+import functools
 import platform
 from pathlib import Path
 
 
+@functools.cache
 def cpu_model() -> str:
     """Its model name as the kernel tells it, else the architecture."""
     cpuinfo = Path("/proc/cpuinfo")

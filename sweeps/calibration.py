@@ -8,6 +8,7 @@ A calibration runs in a process tree like a trial's. Where its loader meets with
 memory, no end), the sweep goes on and its trials are uncalibrated: they run, and nothing but their /dev/shm is foreseen.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -67,7 +68,7 @@ def name_of(config: TrialConfig, pinned: Pinned, fingerprint: str, node: Node) -
     deciding = {
         "measured": MEASURED,
         "machine": [platform.node(), cpu_model(), len(pinned.cpus or node.cpus), platform.release()],
-        "packages": [version(name) for name in PACKAGES],
+        "packages": _versions(),
         "corpus": [fingerprint, config.corpus.seconds, config.corpus.cache, config.corpus.read_latency_s],
         "features": config.features.model_dump(mode="json"),
         "augment": config.augment.model_dump(mode="json"),
@@ -76,6 +77,12 @@ def name_of(config: TrialConfig, pinned: Pinned, fingerprint: str, node: Node) -
         "pinned": pinned.model_dump(mode="json", exclude={"cpus"}),
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _versions() -> list[str]:
+    """Once a process: a thousand names would read the packages' metadata for seconds."""
+    return [version(name) for name in PACKAGES]
 
 
 def obtain(template: Template, wanted: Iterable[Wanted], private: bool, log: Path, say: Say) -> dict[str, Calibration]:

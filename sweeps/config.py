@@ -42,14 +42,21 @@ def parse_duration(value: Any) -> Any:
     return float(match[1]) * _SECONDS[match[2]]
 
 
+_DurationText = Annotated[str, Field(pattern=r"^\s*\d+(\.\d+)?\s*[smhSMH]\s*$", examples=["20m", "90s", "2h"])]
+Duration = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=float | _DurationText)]
+
+SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+BLOCK_NAME = r"[A-Za-z0-9_-]{1,100}"
+
+
 def _safe_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+    if not re.fullmatch(SAFE_NAME, value):
         raise ValueError(f"{shown(value)} can't name a file. Write up to 100 letters, digits, '.', '_' or '-', a letter or digit first.")
     return value
 
 
 def _block_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", value):
+    if not re.fullmatch(BLOCK_NAME, value):
         raise ValueError(f"{shown(value)} can't name a block. Write letters, digits, '_' or '-'.")
     return value
 
@@ -77,10 +84,18 @@ class Metric(Group):
         return self
 
 
+def _gpus(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError(f"{value:g} GPUs: a trial shares one, as 0.5 does, or has whole ones. Write {int(value)} or {int(value) + 1}.")
+    return value
+
+
 class Resources(Group):
     """What each trial asks of its node; the same for every trial of the sweep."""
 
-    gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = Field("auto", description="GPUs of a trial; auto: one where the device is cuda")
+    gpus: Literal["auto"] | Annotated[float, Field(ge=0), AfterValidator(_gpus)] = Field(
+        "auto", description="GPUs of a trial, 0.5 to share one; auto: one where the device is cuda"
+    )
     cpus: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="CPU cores of a trial; auto: all that the node has")
     exclusive_node: bool = Field(True, description="no other trial runs on the node meanwhile, so times can be compared")
     shm: Literal["private", "host"] = Field(
@@ -92,6 +107,25 @@ class Snapshots(Group):
     """Which weights are uploaded."""
 
     keep: Literal["best", "all", "none"] = Field("best", description="the snapshots that are uploaded when the trial ends")
+
+
+def _ray_address(value: str) -> str:
+    if value.startswith("ray://"):
+        raise ValueError(
+            f"{value!r} calls a cluster from outside, and launch.py is to run on a machine of the cluster. Write auto there, or the head's "
+            "host:port, as in head:6379."
+        )
+    if value not in ("local", "auto") and not re.fullmatch(r"[\w.-]+:\d{1,5}", value):
+        raise ValueError(f"{value!r} is no address of a cluster. Write local, auto, or the head's host:port, as in head:6379.")
+    return value
+
+
+class Ray(Group):
+    """The Ray that starts the trials."""
+
+    address: Annotated[str, AfterValidator(_ray_address)] = Field(
+        "local", description="local: one of the launch's own, on this machine; auto, or the head's host:port: the cluster it is part of"
+    )
 
 
 class Tracking(Group):
@@ -130,7 +164,9 @@ class ResolvedBlock:
 class SweepConfig(Group):
     """A sweep file. `parameters` holds the trial's groups (speech.config.TrialConfig); `{values: [...]}` in it is a swept value."""
 
-    name: Annotated[str, AfterValidator(_safe_name)] = Field(description="the sweep's name, in letters, digits, '.', '_' and '-'")
+    name: Annotated[str, AfterValidator(_safe_name)] = Field(
+        description="the sweep's name, in letters, digits, '.', '_' and '-'", json_schema_extra={"pattern": f"^{SAFE_NAME}$"}
+    )
     method: Literal["grid", "forecast"] = Field(
         "grid", description="grid: every combination; forecast: those whose forecast could change the recommendation, the rest is foreseen"
     )
@@ -143,13 +179,15 @@ class SweepConfig(Group):
     repeats: Repeats = Field(1, description="complete passes over all points")
     parameters: Parameters = Field({}, description="the trial's parameters, constant or swept")
     blocks: dict[Annotated[str, AfterValidator(_block_name)], Block] = Field(
-        {}, description="questions; without any, one block named trials"
+        {},
+        description="questions; without any, one block named trials",
+        json_schema_extra={"propertyNames": {"pattern": f"^{BLOCK_NAME}$"}},
     )
     exclude: list[dict[str, Any]] = Field([], description="points not to run: conditions on parameters that hold together")
     resources: Resources = Field(Resources(), description="what each trial asks of its node")
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="training threads, the same for all trials")
     warmup_epochs: int = Field(1, ge=0, le=10_000, description="first epochs that train like the others but that the clock ignores")
-    trial_timeout: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] = Field(
+    trial_timeout: Annotated[Duration, Field(gt=0)] = Field(
         1200.0, description="a trial that takes longer is ended: 20m, 90s, 2h or seconds; kept in seconds"
     )
     max_restarts: int = Field(
@@ -164,6 +202,7 @@ class SweepConfig(Group):
     )
     snapshots: Snapshots = Field(Snapshots(), description="which weights are uploaded")
     tracking: Tracking = Field(Tracking(), description="where the figures are kept")
+    ray: Ray = Field(Ray(), description="the machines that trials run on")
 
     def resolved(self) -> list[ResolvedBlock]:
         """The blocks in the order of the file; without blocks the one named trials."""

@@ -48,16 +48,16 @@ def read_exclusion(entry: dict[str, Any], at: KeyPath) -> tuple[Exclusion, list[
     return Exclusion(at, text, wanted), faults
 
 
-def sift(points: Iterable[Point], exclusions: list[Exclusion]) -> tuple[list[Point], list[int], set[KeyPath]]:
-    """The points that stay, how many each exclusion removed (a point counts for the first that matches), and which matched at all."""
+def sift(points: Iterable[Point], exclusions: list[Exclusion]) -> tuple[list[Point], list[list[Point]], set[KeyPath]]:
+    """The points that stay, those that each exclusion removed (a point counts for the first that matches), and which matched at all."""
     kept: list[Point] = []
-    removed = [0] * len(exclusions)
+    removed: list[list[Point]] = [[] for _ in exclusions]
     matched: set[KeyPath] = set()
     for point in points:
         hits = [i for i, exclusion in enumerate(exclusions) if exclusion.matches(point.parameters)]
         matched |= {exclusions[i].at for i in hits}
         if hits:
-            removed[hits[0]] += 1
+            removed[hits[0]].append(point)
         else:
             kept.append(point)
     return kept, removed, matched

@@ -6,15 +6,17 @@ of the sweep counts how often the split has been read.
 """
 
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scipy.stats import binomtest
 
 from speech.config import Pinned, Trial
 from sweeps import ensemble
-from sweeps.isolation import Task
+from sweeps.isolation import Record, Task, Template
 from sweeps.preflight import PreflightError, Say, result_of
 from sweeps.sweep import Sweep
+from sweeps.tracking import Tracking
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -57,22 +59,32 @@ def _best(sweep: Sweep) -> "Run":
 
 
 def _measure(sweep: Sweep, run: "Run") -> "Run":
-    """Reads the split with the snapshots that the run keeps, and writes the answer to it."""
+    """Reads the split with the snapshots that the run keeps, on a machine with its device, and writes the answer to it."""
     spec = next(trial for trial in sweep.plan.trials if trial.key == run.data.tags["key"])
-    folder = sweep.folder / "test"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        snapshots = ensemble.download(sweep.tracking.client, run, len(spec.config.sgdr.cycles()), folder)
-    except LookupError as problem:
-        raise PreflightError(f"--test: {problem}; run the sweep under another name.") from None
-    trial = Trial(config=spec.config, seed=spec.seed, pinned=_pinned(run.data.tags), folder=str(snapshots))
-    task = Task("test", trial.model_dump(), private=False)
-    answer = result_of(sweep.template, task, folder / "stderr.log", "test", "--test: {problem}")
+    trial = Trial(config=spec.config, seed=spec.seed, pinned=_pinned(run.data.tags), folder=str(sweep.folder / "test"))
+    alike = [name for name, site in sweep.sites.items() if site.node.device(spec.config) == run.data.tags["device"]]
+    machine = (alike or list(sweep.sites))[0]
+    asked_with = trial, sweep.tracking.uri, sweep.tracking.experiment, run.info.run_id
+    answer = sweep.machines.ask(answer_with, {machine: asked_with})[machine]
     names = {"accuracy": "test_accuracy", "ensemble_accuracy": "test_ensemble_accuracy", "clips": "test_clips"}
     sweep.tracking.log_summary(run.info.run_id, {new: answer[old] for old, new in names.items()})
-    shutil.rmtree(folder)
     return sweep.tracking.client.get_run(run.info.run_id)
+
+
+def answer_with(template: Template, say: Say, trial: Trial, uri: str, experiment: str, run_id: str) -> Record:
+    """What the snapshots of a run say on the test split; asked on a machine as in sweeps/sites.py. `trial.folder` is for the while."""
+    folder = Path(trial.folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    client = Tracking(uri, experiment).client
+    try:
+        snapshots = ensemble.download(client, client.get_run(run_id), len(trial.config.sgdr.cycles()), folder)
+    except LookupError as problem:
+        raise PreflightError(f"--test: {problem}; run the sweep under another name.") from None
+    task = Task("test", trial.model_copy(update={"folder": str(snapshots)}).model_dump(), private=False)
+    answer = result_of(template, task, folder / "stderr.log", "test", "--test: {problem}")
+    shutil.rmtree(folder)
+    return answer
 
 
 def _pinned(tags: dict[str, Any]) -> Pinned:

@@ -56,7 +56,8 @@ def kept_tidy(note: Path) -> Iterator[Path]:
 def tidy_up_after(note: Path) -> None:
     """Ends what a launch that was killed has left, if it has: a trial of it that still ended now would be settled twice."""
     if note.exists():
-        tidy(note.read_text(), os.getpid())
+        if folder := note.read_text():  # a launch killed before it wrote the name has started nothing, and no name would match every file
+            tidy(folder, os.getpid())
         note.unlink()
 
 

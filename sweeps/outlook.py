@@ -5,7 +5,7 @@ a dry run takes those there are.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from sweeps.plan import Plan, TrialSpec, plan
 from sweeps.preflight import Node, PreflightError, Say
 from sweeps.shm import shm_usage
 from sweeps.shm_fit import ShmFit, fit
+from sweeps.states import NEW, NOT_MEASURED, counted
 from sweeps.tracking import flatten
 
 
@@ -51,36 +52,43 @@ class Outlook:
         if self.config.method == "forecast":
             self.foreseen_only = left_out(self.plan.trials, self.forecasts, self.fits) - set(settled)
 
-    def left(self, settled: Collection[str]) -> list[TrialSpec]:
-        """What is to run, in the order of the plan. `settled`: keys."""
-        return [trial for trial in self.plan.trials if trial.key not in settled and trial.key not in self.foreseen_only]
+    def left(self, settled: Collection[str], asked: Collection[str] | None = None) -> list[TrialSpec]:
+        """What is to run, in the order of the plan: of the keys that are `asked` for, or of all, those not `settled`."""
+        wanted = [trial for trial in self.plan.trials if asked is None or trial.key in asked]
+        return [trial for trial in wanted if trial.key not in settled and trial.key not in self.foreseen_only]
 
-    def outline(self, settled: Collection[str]) -> str:
-        """How many trials there are, how many are settled already, how long the rest will take, and what was left out and why."""
-        trials, left = self.plan.trials, self.left(settled)
-        counts = Counter(trial.block for trial in trials)
-        blocks = ", ".join(f"{count} in {block}" for block, count in counts.items())
-        known = [self._epochs_s(trial) for trial in left if trial.key in self.forecasts]
+    def state(self, key: str, found: Mapping[str, str]) -> str:
+        """Of a trial, in the words of sweeps/states.py. `found`: the states of those that have run."""
+        return NOT_MEASURED if key in self.foreseen_only else found.get(key, NEW)
+
+    def outline(self, found: Mapping[str, str], left: Sequence[TrialSpec]) -> str:
+        """How many trials there are and where they stand, how long those `left` will take, and what was left out and why."""
+        trials = self.plan.trials
+        blocks = ", ".join(f"{count} in {block}" for block, count in Counter(trial.block for trial in trials).items())
+        known = [expected_s for trial in left if (expected_s := self.expected_s(trial)) is not None]
         expected = f", about {roughly(sum(known))}" if known else ""
         if known and len(known) < len(left):
             expected += f" and {len(left) - len(known)} uncalibrated"
-        settled_here = sum(trial.key in settled for trial in trials)
-        lines = [f"{self.config.name}: {len(trials)} trials ({blocks}), {settled_here} settled, {len(left)} to run{expected}"]
+        standing = counted(self.state(trial.key, found) for trial in trials)
+        lines = [f"{self.config.name}: {len(trials)} trials ({blocks}), {standing}; {len(left)} to run{expected}"]
         if self.config.method == "forecast":
             lines.append(self._chosen())
         return "\n".join(lines + [str(removed) for removed in self.plan.removed])
 
     def _chosen(self) -> str:
-        """What method: forecast makes of the plan. A trial that overflows ends at once, so leaving it out saves nothing."""
+        """What method: forecast makes of the plan."""
         if not self.forecasts:
             return "which trials are measured is chosen once a launch has calibrated"
         total, unmeasured = len(self.plan.trials), [trial for trial in self.plan.trials if trial.key in self.foreseen_only]
-        saved_s = sum(self._epochs_s(trial) for trial in unmeasured if self.fits[trial.key].verdict != "overflows")
+        saved_s = sum(self.expected_s(trial) or 0.0 for trial in unmeasured)
         are = "is" if len(unmeasured) == 1 else "are"
         return f"measured: {total - len(unmeasured)} of {total} trials; {len(unmeasured)} {are} forecast, about {roughly(saved_s)} saved"
 
-    def _epochs_s(self, trial: TrialSpec) -> float:
-        return trial.config.sgdr.epochs * self.forecasts[trial.key].epoch_s
+    def expected_s(self, trial: TrialSpec) -> float | None:
+        """Seconds of its epochs; None where there is no forecast. A trial that is sure to overflow ends at once."""
+        if trial.key not in self.forecasts:
+            return None
+        return 0.0 if self.fits[trial.key].verdict == "overflows" else trial.config.sgdr.epochs * self.forecasts[trial.key].epoch_s
 
     def rows(self) -> list[dict[str, Any]]:
         """plan.json. A trial that isn't measured has no run, so its parameters stand here."""
@@ -112,17 +120,17 @@ def outlook(config: SweepConfig, say: Say) -> Outlook:
     except corpora.CorpusError as error:
         raise PreflightError(str(error)) from error
     clips = {name: (len(found.split("training")), len(found.split("validation"))) for name, found in prepared.items()}
-    rooms = {trial.key: _room(config, trial.config) for trial in made.trials}
+    memory = memory_limit()
+    rooms = {trial.key: min(_room(config, trial.config), memory) for trial in made.trials}
     fits = {trial.key: fit(trial.config, *clips[trial.config.corpus.which()], rooms[trial.key]) for trial in made.trials}
     return Outlook(config, made, fits, prepared)
 
 
 def _room(config: SweepConfig, trial: TrialConfig) -> int:
-    """Bytes that a trial may fill of its /dev/shm: all of a private one, what is free now of the machine's; never more than memory."""
+    """Bytes that a trial may fill of its /dev/shm: all of a private one, what is free now of the machine's."""
     usage = shm_usage()
     size = whole_pages(trial.loader.shm_size or usage.limit_bytes)
-    room = size if config.resources.shm == "private" else min(size, usage.limit_bytes - usage.used_bytes)
-    return min(room, memory_limit())
+    return size if config.resources.shm == "private" else min(size, usage.limit_bytes - usage.used_bytes)
 
 
 def roughly(seconds: float) -> str:

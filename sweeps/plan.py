@@ -8,6 +8,7 @@ do not matter.
 Same key, same measurement: that is how a later run knows what is settled.
 """
 
+import contextlib
 import hashlib
 import json
 import random
@@ -20,8 +21,10 @@ from speech.config import Corpus, Loader, TrialConfig
 from sweeps import grid
 from sweeps.config import Metric, ResolvedBlock, SweepConfig
 from sweeps.exclude import sift
+from sweeps.tracking import swept_name
 
 KEY_DIGITS = 12  # hexadecimal
+NAMED = 3  # points that are named of those that one rule removes
 _OF_WORKERS = ("prefetch_factor", "start_method", "persistent_workers")  # the loader's keys that mean nothing at 0 workers
 
 
@@ -45,11 +48,14 @@ class Removed:
     """Points of a block that do not run, and why."""
 
     block: str
-    points: int
     reason: str
+    points: list[dict[str, Any]]  # what each of them would have swept, as the file writes it
 
     def __str__(self) -> str:
-        return f"{self.points} {'point' if self.points == 1 else 'points'} removed from {self.block}: {self.reason}"
+        names = [swept_name(point) for point in self.points[:NAMED]]
+        more = [f"and {len(self.points) - NAMED} more"] if len(self.points) > NAMED else []
+        count = f"{len(self.points)} {'point' if len(self.points) == 1 else 'points'}"
+        return f"{count} removed from {self.block}: {self.reason} ({', '.join([*names, *more])})"
 
 
 @dataclass(frozen=True)
@@ -88,22 +94,32 @@ _Point = tuple[TrialConfig, dict[str, Any]]  # a trial's parameters, and those o
 def _points(block: ResolvedBlock) -> tuple[list[_Point], list[Removed]]:
     """The points of a block that run, as listed, and those that don't."""
     kept, excluded, _ = sift(grid.points(block.parameters), block.exclude)
+    swept = grid.swept(block.parameters)
     removed = [
-        Removed(block.name, count, f"exclude {{{exclusion.text}}}")
-        for count, exclusion in zip(excluded, block.exclude, strict=True)
-        if count
+        Removed(block.name, f"exclude {{{exclusion.text}}}", [_written(swept, point) for point in points])
+        for points, exclusion in zip(excluded, block.exclude, strict=True)
+        if points
     ]
     distinct: dict[str, _Point] = {}
+    repeating: list[dict[str, Any]] = []
     for point in kept:
         trial = TrialConfig.model_validate(point.parameters)
         deciding = _deciding(trial) | {"corpus": trial.corpus.model_dump(mode="json")}  # the fingerprint is not known here
-        distinct.setdefault(json.dumps(deciding, sort_keys=True), (trial, _swept(trial, list(point.choice))))
-    if len(distinct) < len(kept):
-        swept = grid.swept(block.parameters)
+        name = json.dumps(deciding, sort_keys=True)
+        if name in distinct:
+            repeating.append(_written(swept, point))
+        else:
+            distinct[name] = (trial, _swept(trial, list(point.choice)))
+    if repeating:
         idle = [key for key in _OF_WORKERS if ("loader", key) in swept or ("loader",) in swept]
         reason = f"{', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect at 0 workers" if idle else "they repeat other points"
-        removed.append(Removed(block.name, len(kept) - len(distinct), reason))
+        removed.append(Removed(block.name, reason, repeating))
     return list(distinct.values()), removed
+
+
+def _written(swept: dict[grid.Path, list[Any]], point: grid.Point) -> dict[str, Any]:
+    """Dotted path -> value as the file has it: a point that is excluded need not be one that parses."""
+    return {".".join(path): swept[path][index] for path, index in point.choice.items()}
 
 
 def _swept(trial: TrialConfig, paths: list[grid.Path]) -> dict[str, Any]:
@@ -158,8 +174,8 @@ def _deciding(trial: TrialConfig) -> dict[str, Any]:
     )  # left out: keys older than these keep theirs
     dump["corpus"] = {"seconds": trial.corpus.seconds} | read
     dump["sgdr"] = {"cycles": trial.sgdr.cycles(), "lr": trial.sgdr.lr, "lr_min": trial.sgdr.lr_min}
-    if (weights := Path(trial.model.weights)).is_file():
-        dump["model"]["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    with contextlib.suppress(OSError, ValueError):  # no such file, or none that can be read: preflight says so
+        dump["model"]["weights"] = hashlib.sha256(Path(trial.model.weights).read_bytes()).hexdigest()
     if trial.loader.num_workers == 0:
         dump["loader"] |= {key: Loader.model_fields[key].default for key in _OF_WORKERS}
     return dump

@@ -6,10 +6,11 @@ now and not by trial 37. What is decided here is pinned for the whole sweep: equ
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from speech.config import Pinned, TrialConfig, format_size
+from speech.cpu import cpu_model
 from sweeps.config import SweepConfig
 from sweeps.isolation import Record, Task, Template
 from sweeps.shm import shm_usage
@@ -35,6 +36,7 @@ class Node:
 
     gpus: tuple[str, ...]  # names
     cpus: tuple[int, ...]  # cores this process may use
+    cpu: str = field(default_factory=cpu_model)  # what the processor is called
 
     def device(self, config: TrialConfig) -> str:
         """The device a trial gets here: the first of `first_of` there is."""

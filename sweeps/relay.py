@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +57,15 @@ ENDING_TAGS = ("shm_limit_bytes", "status", "oom_kills")
 
 
 @dataclass(frozen=True)
+class Foreseen:
+    """What was pinned and foreseen for each trial on one machine, all by the trial's key."""
+
+    pinned: dict[str, Pinned]
+    fits: dict[str, ShmFit]
+    forecasts: dict[str, Forecast]  # where there is a calibration
+
+
+@dataclass(frozen=True)
 class Launch:
     """What all trials of one launch share: where they report, where they may write, and what was pinned for them."""
 
@@ -74,7 +83,12 @@ class Launch:
     forecasts: dict[str, Forecast]  # by the trial's key, where there is a calibration
     exclusive: bool  # a trial holds its node alone
     attempts: Mapping[str, int]  # by the trial's key: how many there have been
-    remains: Path  # a file that names the folder of what is to be gone when the launch is
+    who: str = "a sweep"  # what others are told that wait for a machine
+    machines: Mapping[str, Foreseen] = field(default_factory=dict)  # by sweeps.machine.identity(); empty where there is but one
+
+    def on(self, machine: str) -> "Launch":
+        """The launch as a trial sees it on one of its machines."""
+        return replace(self, **vars(self.machines[machine])) if self.machines else self
 
     def sure_to_fit(self, spec: TrialSpec) -> bool:
         """Whether a trial can't overflow its /dev/shm. On the machine's own, others may take the room meanwhile."""
@@ -244,7 +258,10 @@ def _log(folder: Path) -> str:
 
 
 def _kept_snapshots(learned: Path, folder: Path, heard: _Heard, launch: Launch, sender: Sender, block: str) -> dict[str, Path]:
-    """Linked into the trial's folder, where they outlast what it learned. `best` keeps each trial's best snapshot, and all members of the best ensemble of the block so far, which --test will read."""
+    """Which are uploaded, linked into the trial's folder, where they outlast what it learned.
+
+    `best` keeps each trial's best snapshot, and all members of the best ensemble of the block so far, which --test will read.
+    """
     if heard.summary is None or not heard.snapshots or launch.keep == "none":
         return {}
     kept = heard.snapshots

@@ -3,7 +3,7 @@
 A round is one pass of Ray over all trials that are due. Some are due again after it, as further attempts under their keys:
 
     what was out of memory, or whose Ray process or node was lost     at most `max_restarts` times each
-    what had not ended when Ray itself ended                          Ray is started at most `max_restarts` times more
+    what had not ended when Ray itself ended                          Ray is started at most `max_restarts` times more; a cluster is not
     what something outside disturbed while its time was taken         once
 
 An overflow of /dev/shm is a result. An unreadable clip, an exception of the training code and a trial that took too long would come again,
@@ -15,13 +15,15 @@ import textwrap
 from collections import Counter
 from typing import Any
 
-from sweeps import interrupt, outbox, runner
-from sweeps.away import TrackerAway, asked
+from sweeps import interrupt, outbox, progress, runner
+from sweeps.away import TrackerAway
 from sweeps.outlook import roughly
 from sweeps.plan import TrialSpec
 from sweeps.preflight import Say
+from sweeps.progress import View
 from sweeps.runner import RayEnded
-from sweeps.sweep import AWAY_S, Sweep, launch_of, request, settle_up
+from sweeps.states import DISTURBED
+from sweeps.sweep import AWAY_S, Sweep, launch_of, settle_up
 from sweeps.tracking import SETTLED, run_name
 
 Result = dict[str, Any]  # what sweeps/runner.py tells of a trial that has ended
@@ -33,37 +35,39 @@ def run(sweep: Sweep, say: Say) -> list[TrialSpec]:
     Raises RayEnded when Ray has ended once more than `max_restarts` allows, and TrackerAway where trials have ended and the tracker
     does not know it yet.
     """
-    rounds, passed = _Rounds(sweep, say), False
-    try:
-        rounds.run()
-    except interrupt.BudgetPassed:
-        passed = True
-    finally:
-        interrupt.over()
-    with asked(sweep.tracking.uri):
-        sweep.settled = sweep.tracking.settled_keys(sweep.parent)  # a trial that was disturbed is settled all the same
-    failed = [trial for trial in sweep.left if trial.key in rounds.results and not rounds.comes_again(trial.key)]
-    if len(failed) < len(sweep.left):
-        say(_left(sweep, rounds, passed, len(sweep.left) - len(failed)))
+    passed = False
+    expected_s = {trial.key: sweep.outlook.expected_s(trial) for trial in sweep.plan.trials}
+    with progress.shown(sweep.config.name, expected_s, say) as view:
+        rounds = _Rounds(sweep, view)
+        try:
+            rounds.run()
+        except interrupt.BudgetPassed:
+            passed = True
+        finally:
+            interrupt.over()
+    left = sweep.unsettled
+    failed = [trial for trial in left if trial.key in rounds.results and not rounds.comes_again(trial.key)]
+    if len(failed) < len(left):
+        say(_left(sweep, rounds, passed, len(left) - len(failed)))
     return failed
 
 
 class _Rounds:
     """The rounds of one launch, and how every trial that ended in them did."""
 
-    def __init__(self, sweep: Sweep, say: Say) -> None:
-        self.sweep, self.say = sweep, say
+    def __init__(self, sweep: Sweep, view: View) -> None:
+        self.sweep, self.view = sweep, view
         self.trials = sweep.left[: sweep.config.run_cap]
         self.results: dict[str, Result] = {}  # by key: of the latest attempt
         self.losses: Counter[str] = Counter()  # by key: attempts that were lost or out of memory
         self.stopped = False  # by on_failure
-        self._total = len(sweep.plan.trials) - len(sweep.outlook.foreseen_only)
+        self._total = len(sweep.outlook.left((), sweep.asked.keys))
         self._before = self._total - len(sweep.left)
         self._width = max((len(_name(trial)) for trial in sweep.plan.trials), default=0)
 
     def run(self) -> None:
         """Until nothing is due any more."""
-        starts, most = 1, 1 + self.sweep.config.max_restarts
+        starts, most = 1, 1 + (self.sweep.config.max_restarts if self.sweep.machines.starts_ray else 0)
         while due := self._due():
             try:
                 self._round(due)
@@ -71,7 +75,7 @@ class _Rounds:
                 if starts == most:
                     raise RayEnded(f"{problem} What has ended is settled; the same command runs the rest.") from problem
                 starts += 1
-                self.say(f"{problem} What has ended is settled. Ray is started for the rest, time {starts} of {most} (max_restarts).")
+                self.view.say(f"{problem} What has ended is settled. Ray is started for the rest, time {starts} of {most} (max_restarts).")
 
     def _due(self) -> list[TrialSpec]:
         """What has no result yet, or is to be tried again; then what was disturbed."""
@@ -82,11 +86,9 @@ class _Rounds:
         due = [trial for trial in mine if trial.key not in self.results or self.comes_again(trial.key)]
         if due:
             return due
-        with asked(self.sweep.tracking.uri):
-            disturbed = self.sweep.tracking.disturbed_once(self.sweep.parent)
-        again = [trial for trial in mine if trial.key in disturbed]
+        again = [trial for trial in mine if self.sweep.states.get(trial.key) == DISTURBED]
         if again:
-            self.say(f"{len(again)} disturbed from outside: once more")
+            self.view.say(f"{len(again)} disturbed from outside: once more")
         return again
 
     def comes_again(self, key: str) -> bool:
@@ -95,8 +97,10 @@ class _Rounds:
 
     def _round(self, due: list[TrialSpec]) -> None:
         sweep = self.sweep
+        self.view.begin(due)
         try:
-            runner.run(due, launch_of(sweep), sweep.node, request(sweep.config, sweep.node, due), self._ended)
+            session = sweep.machines.running(sweep.config, due)
+            runner.run(due, launch_of(sweep), session, self._ended, self.view.hear, self.view.say)
         except KeyboardInterrupt:
             with contextlib.suppress(TrackerAway):  # it is to stop now; records wait for the next launch
                 settle_up(sweep)
@@ -112,9 +116,9 @@ class _Rounds:
         self.losses[spec.key] += _lost(result)
         waits = "; its records wait for the tracker" if outbox.waits(self.sweep.folder, spec.key) else ""
         count = f"{self._before + len(self.results):>{len(str(self._total))}}/{self._total}"
-        self.say(f"{count}  {_name(spec):<{self._width}}  {_told(result)}{waits}")
+        self.view.ended(spec, result, f"{count}  {_name(spec):<{self._width}}  {_told(result)}{waits}")
         if result.get("outcome") not in SETTLED:
-            self.say(f"{'':{len(count)}}  {self._log(spec, result)}{self._what_follows(spec)}")
+            self.view.say(f"{'':{len(count)}}  {self._log(spec, result)}{self._what_follows(spec)}")
             self.stopped = self.sweep.config.on_failure == "stop" and not self.comes_again(spec.key)
         return not self.stopped
 

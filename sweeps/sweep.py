@@ -1,4 +1,4 @@
-"""One launch of a sweep, from its configuration to the last trial: preflight, plan, calibrate and forecast, run.
+"""One launch of a sweep, from its configuration to its first trial: preflight, plan, calibrate and forecast. sweeps/rounds.py runs it.
 
 A trial that is settled in the tracker is not run again, so launching a file again runs what is new, and what failed. Nothing is
 printed here but through `say`, a line at a time.
@@ -9,33 +9,37 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from speech.config import Pinned, cache_dir
-from speech.cpu import cpu_model
-from sweeps import calibration, janitor, outbox, preflight
+from speech.costs import Calibration
+from sweeps import janitor, outbox, preflight
 from sweeps.away import TrackerAway, asked, is_away, reason
 from sweeps.config import SweepConfig
-from sweeps.disturbance import is_timing
 from sweeps.isolation import Template
 from sweeps.outlook import Outlook, outlook
-from sweeps.plan import KEY_DIGITS, Plan, TrialSpec
+from sweeps.plan import Plan, TrialSpec
 from sweeps.preflight import Node, PreflightError, Say
-from sweeps.relay import LEARNED, Launch
+from sweeps.provenance import differences, here, software
+from sweeps.relay import Launch
 from sweeps.shm_fit import counted
+from sweeps.sites import Here, Site, calibrate, clear, pin
+from sweeps.states import DISTURBED, Asked, asked_for, kind, settled_for_good, states, without
 from sweeps.tracking import Tracking
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from sweeps.cluster import Cluster
 
 WORK_FOLDER = Path(".sweeps")  # what is under way; a trial's folder goes when MLflow has its files
 AWAY_S = 20.0  # how long the end of a sweep waits for a tracker that is away, when records wait for it
 REMAINS = "remains"  # in the sweep's folder while Ray runs: the folder of what is to go with the launch
-VERSIONS = ("torch", "torchvision", "torchaudio", "ray", "mlflow")
 
 
 @dataclass
@@ -45,12 +49,22 @@ class Sweep:
     config: SweepConfig
     tracking: Tracking
     parent: str  # run id
-    outlook: Outlook
-    settled: dict[str, str]  # key -> outcome; without those that are due again, having been disturbed
     folder: Path
-    node: Node
-    template: Template
-    pinned: dict[str, Pinned] = field(default_factory=dict)  # by the trial's key
+    machines: "Here | Cluster"
+    sites: dict[str, Site]  # by machine.identity(), the first of them the launch's own machine where trials run there
+    states: dict[str, str] = field(default_factory=dict)  # by the key of a trial that has run; sweeps/states.py
+    found: dict[str, str] = field(default_factory=dict)  # the states when it was opened, and what is asked for of them
+    asked: Asked = field(default_factory=Asked)
+    forgotten: frozenset[str] = frozenset()  # ids of runs before this launch of what is asked for: to be run again, it has not run
+    differs: list[str] = field(default_factory=list)  # what settled trials ran on or with that is not so now
+
+    @property
+    def node(self) -> Node:
+        return next(iter(self.sites.values())).node
+
+    @property
+    def outlook(self) -> Outlook:
+        return next(iter(self.sites.values())).outlook
 
     @property
     def plan(self) -> Plan:
@@ -58,45 +72,51 @@ class Sweep:
 
     @property
     def left(self) -> list[TrialSpec]:
-        return self.outlook.left(self.settled)
+        return self.outlook.left(settled_for_good(self.states), self.asked.keys)
+
+    @property
+    def unsettled(self) -> list[TrialSpec]:
+        """Without those that were disturbed: they are settled, whether they run once more or not."""
+        return [trial for trial in self.left if self.states.get(trial.key) != DISTURBED]
+
+    def runs(self) -> "list[Run]":
+        """Every attempt that counts, newest first."""
+        return without(self.tracking.trials(self.parent), self.forgotten)
+
+    def look(self) -> None:
+        """Reads the states anew."""
+        self.states = states(self.runs(), self.plan.trials)
 
     def clear(self) -> None:
-        """Removes what lies in the sweep's folder of trials that no launch will go on with: those that are settled, or not planned."""
-        left = {trial.key for trial in self.left}
-        for folder in [*self.folder.glob("[0-9a-f]" * KEY_DIGITS), *self.folder.glob(f"{LEARNED}/*")]:
-            if folder.name not in left:
-                shutil.rmtree(folder)
-        with contextlib.suppress(OSError):  # there is none, or it is not empty
-            (self.folder / LEARNED).rmdir()
+        """Removes what trials have left on the machines that no launch will go on with: those that are settled, or not planned."""
+        self.machines.everywhere(clear, self.folder, {trial.key for trial in self.plan.trials} - settled_for_good(self.states).keys())
 
 
 @contextmanager
-def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[Sweep]:
-    """Preflight, plan and forecasts. Raises PreflightError before any trial is started.
+def opened(config: SweepConfig, text: str, rebuild: str, rerun: Sequence[str], say: Say) -> Iterator[Sweep]:
+    """Preflight, plan and forecasts. Raises PreflightError, or UnknownKey of what --rerun asks for, before any trial is started.
 
     `text`: the YAML; `rebuild`: the command that prints its tables again.
     """
     folder = (WORK_FOLDER / config.name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     tracking = _tracking(config)
-    with _held(lock_file(tracking.uri, config)), _template() as template:
-        if unsent := outbox.deliver(folder):
+    with _held(lock_file(tracking.uri, config)), _machines(config, folder / REMAINS, say) as machines:
+        if unsent := _unsent(machines, folder):
             raise PreflightError(outbox.told(unsent))
-        janitor.tidy_up_after(folder / REMAINS)
-        node = preflight.survey(template, config, folder / "preflight.log")
+        machines.survey(config, folder / "preflight.log")
         made = outlook(config, say)
         trials = made.plan.trials
-        request(config, node, trials)  # what the node can't give is known before anything is prepared
-        preflight.check_sizes(config, [trial.config for trial in trials])
-        preflight.prepare(template, [trial.config for trial in trials], folder / "preflight.log", say)
+        asked_for(rerun, trials, {})  # keys that there are not are told before anything is prepared
+        machines.check(config, trials)  # what can't be had is known before anything is prepared
+        sites = machines.sites(config, made, folder / "preflight.log")
         with reached(config):
             parent = tracking.start_sweep(config.name, text, made.rows(), rebuild)
-            tracking.close_orphans(parent, folder)
-            settled = settled_for_good(tracking, parent, trials)
-        sweep = Sweep(config, tracking, parent, made, settled, folder, node, template)
+            machines.close_orphans(tracking, parent, folder)
+            sweep = _standing(Sweep(config, tracking, parent, folder, machines, sites), rerun)
         sweep.clear()
         try:
-            _foresee(sweep, say)
+            _foresee(sweep)
         except BaseException as error:
             finish(sweep, "KILLED")
             if isinstance(error, Exception) and is_away(error):
@@ -105,46 +125,60 @@ def opened(config: SweepConfig, text: str, rebuild: str, say: Say) -> Iterator[S
         yield sweep
 
 
-def _foresee(sweep: Sweep, say: Say) -> None:
+def _standing(sweep: Sweep, rerun: Sequence[str]) -> Sweep:
+    """Where its trials stand. What --rerun asks for has not run, as far as this launch is concerned."""
+    runs, trials = sweep.runs(), sweep.plan.trials
+    sweep.found = states(runs, trials)
+    sweep.asked = asked_for(rerun, trials, sweep.found)
+    sweep.forgotten = frozenset(run.info.run_id for run in runs if run.data.tags["key"] in (sweep.asked.keys or ()))
+    sweep.states = states(without(runs, sweep.forgotten), trials)
+    sweep.differs = differences(runs, trials, here(sweep.config, [site.node for site in sweep.sites.values()]))
+    return sweep
+
+
+def _foresee(sweep: Sweep) -> None:
     """Pins and calibrates for every trial that is left, forecasts every one that can be, and puts it down before the first of them runs."""
     config, tracking = sweep.config, sweep.tracking
-    sweep.pinned = _pinned(sweep, say)
+    _pin(sweep)
     if not (config.calibrate and config.resources.exclusive_node):  # beside others a trial takes as long as they let it
         return
-    wanted = sweep.outlook.calibrations_wanted(sweep.pinned, sweep.node)
-    due = {wanted[trial.key].name: wanted[trial.key] for trial in sweep.left if trial.key in wanted}
-    private, log = config.resources.shm == "private", sweep.folder / "calibration.log"
-    found = calibration.obtain(sweep.template, due.values(), private, log, say)
-    found |= calibration.cached({each.name for each in wanted.values()} - due.keys())  # of settled trials: nothing is measured for them
-    sweep.outlook.foresee(wanted, found, tracking.settled_keys(sweep.parent))  # a trial that is due once more was chosen before
+    trials, prints = sweep.plan.trials, {which: corpus.fingerprint for which, corpus in sweep.outlook.corpora.items()}
+    left, log = [trial.key for trial in sweep.left], sweep.folder / "calibration.log"
+    arguments = {name: (config, site.node, trials, site.pinned, prints, left, log, who(config)) for name, site in sweep.sites.items()}
+    known: dict[str, Calibration] = {}
+    chosen = {key for key, state in sweep.found.items() if kind(state) in ("settled", DISTURBED)} | sweep.asked.named
+    for name, (wanted, found) in sweep.machines.ask(calibrate, arguments).items():
+        sweep.sites[name].outlook.foresee(wanted, found, chosen)  # a trial that is due once more was chosen before
+        known |= found
+    out_of_reach = frozenset.intersection(*(site.outlook.foreseen_only for site in sweep.sites.values()))
+    for site in sweep.sites.values():
+        site.outlook.foreseen_only = out_of_reach
     tracking.log_plan(sweep.parent, sweep.outlook.rows())
-    if found:
-        tracking.log_calibrations(sweep.parent, {name: each.model_dump() for name, each in found.items()})
-
-
-def settled_for_good(tracking: Tracking, parent: str, trials: list[TrialSpec]) -> dict[str, str]:
-    """key -> outcome of the trials that no launch runs again. A trial whose time is what its block is after is due once more where it
-    was disturbed."""
-    known, disturbed = tracking.settled_keys(parent), tracking.disturbed_once(parent)
-    again = {trial.key for trial in trials if trial.key in disturbed and is_timing(trial.metric.name)}
-    return {trial.key: known[trial.key] for trial in trials if trial.key in known.keys() - again}
+    if known:
+        tracking.log_calibrations(sweep.parent, {name: each.model_dump() for name, each in known.items()})
 
 
 def heading(sweep: Sweep) -> str:
-    """What is about to run and how long it will take, and what is foreseen not to fit into /dev/shm for certain."""
+    """What is about to run and how long it will take, what is foreseen not to fit into /dev/shm for certain, and what is not as it was."""
     fits = [sweep.outlook.fits[trial.key] for trial in sweep.left]
-    foreseen = f"/dev/shm: {counted(fits)} (--dry-run shows which)"
-    return "\n".join([sweep.outlook.outline(sweep.settled), *([foreseen] if {fit.verdict for fit in fits} - {"fits"} else [])])
+    foreseen = [f"/dev/shm: {counted(fits)} (--dry-run shows which)"] if {fit.verdict for fit in fits} - {"fits"} else []
+    return "\n".join([sweep.outlook.outline(sweep.found, sweep.left), *foreseen, *sweep.differs])
 
 
 def settle_up(sweep: Sweep, patience_s: float = 0.0) -> None:
-    """Sends what waits, and then closes what a relay that died has left open. Raises TrackerAway, having closed nothing."""
-    if unsent := outbox.deliver(sweep.folder, patience_s):
+    """Sends what waits on each machine, closes what a relay that died has left open, and looks where trials stand. Raises TrackerAway,
+    having closed nothing."""
+    if unsent := _unsent(sweep.machines, sweep.folder, patience_s):
         raise TrackerAway(outbox.told(unsent))
     with asked(sweep.tracking.uri):
-        sweep.tracking.close_orphans(sweep.parent, sweep.folder)
-        sweep.settled = settled_for_good(sweep.tracking, sweep.parent, sweep.plan.trials)
+        sweep.machines.close_orphans(sweep.tracking, sweep.parent, sweep.folder)
+        sweep.look()
     sweep.clear()
+
+
+def _unsent(machines: "Here | Cluster", folder: Path, patience_s: float = 0.0) -> list[outbox.Unsent]:
+    """What the tracker doesn't take of what waits for it on the machines, each of which sends its own."""
+    return [each for unsent in machines.everywhere(outbox.deliver, folder, patience_s) for each in unsent]
 
 
 def finish(sweep: Sweep, status: str, tables: str | None = None, report: str | None = None) -> None:
@@ -168,26 +202,38 @@ def launch_of(sweep: Sweep) -> Launch:
         planned=frozenset(trial.key for trial in sweep.plan.trials),
         attempts=attempts,
         keep=config.snapshots.keep,
-        provenance=provenance() | {"sweep": config.name},
-        pinned=sweep.pinned,
-        fits=sweep.outlook.fits,
-        forecasts=sweep.outlook.forecasts,
+        provenance=software() | {"sweep": config.name},
+        **vars(next(iter(sweep.sites.values())).foreseen()),
         exclusive=config.resources.exclusive_node,
-        remains=sweep.folder / REMAINS,
+        who=who(config),
+        machines={name: site.foreseen() for name, site in sweep.sites.items()},
     )
 
 
-def _pinned(sweep: Sweep, say: Say) -> dict[str, Pinned]:
-    """What is pinned for each trial, by key: decided at the sweep's first launch on this hardware and read from the tracker after that.
-    A settled trial that ran on other hardware has none."""
-    noted = noted_pins(sweep.tracking, sweep.parent)
-    names = {trial.key: pin_name(sweep.config, sweep.node, trial) for trial in sweep.plan.trials}
-    for trial in sweep.left:
-        if names[trial.key] not in noted:
-            found = preflight.pin(sweep.template, sweep.node, sweep.config, trial.config, sweep.folder / "preflight.log", say)
-            noted[names[trial.key]] = found
+def who(config: SweepConfig) -> str:
+    """What others are told that wait for a machine."""
+    return f"sweep {config.name} (process {os.getpid()} on {platform.node()})"
+
+
+def _pin(sweep: Sweep) -> None:
+    """What is pinned for each trial: decided at the sweep's first launch on this hardware, by one machine that has it, and read from the
+    tracker after that. A settled trial that ran on other hardware has none."""
+    config, noted = sweep.config, noted_pins(sweep.tracking, sweep.parent)
+    arguments: dict[str, tuple] = {}
+    asked: set[str] = set()
+    for name, site in sweep.sites.items():
+        examples = {pin_name(config, site.node, trial): trial.config for trial in reversed(sweep.left)}  # the first of each name
+        new = {pin: examples[pin] for pin in reversed(examples) if pin not in noted.keys() | asked}
+        asked |= new.keys()
+        if new:
+            arguments[name] = config, site.node, new, sweep.folder / "preflight.log"
+    for found in sweep.machines.ask(pin, arguments).values():
+        noted |= found
     sweep.tracking.set_tags(sweep.parent, {"pinned": {name: found.model_dump() for name, found in noted.items()}})
-    return {key: noted[name] for key, name in names.items() if name in noted}
+    for site in sweep.sites.values():
+        names = {trial.key: pin_name(config, site.node, trial) for trial in sweep.plan.trials}
+        own = {"cpus": preflight.unprobed(site.node, config).cpus}  # which cores these are differs between machines alike
+        site.pinned = {key: noted[name].model_copy(update=own) for key, name in names.items() if name in noted}
 
 
 def noted_pins(tracking: Tracking, parent: str) -> dict[str, Pinned]:
@@ -198,34 +244,9 @@ def noted_pins(tracking: Tracking, parent: str) -> dict[str, Pinned]:
 
 def pin_name(config: SweepConfig, node: Node, trial: TrialSpec) -> str:
     """Trials under one name are pinned alike."""
-    hardware = "/".join([cpu_model(), f"{len(node.cpus)} cores", *node.gpus])
+    hardware = "/".join([node.cpu, f"{len(node.cpus)} cores", *node.gpus])
     asked = f"{node.device(trial.config)} {trial.config.precision} threads {config.threads}"  # step_s pins nothing
     return f"{trial.block} on {hardware}: {asked}"
-
-
-def request(config: SweepConfig, node: Node, trials: list[TrialSpec]) -> dict[str, float]:
-    """Ray resources of every trial, as {"CPU": 8, "GPU": 1}: the whole node's cores where trials hold it alone. PreflightError."""
-    asked, cores = config.resources, len(node.cpus)
-    on_gpu = "cuda" in {node.device(trial.config) for trial in trials}
-    cpus = cores if asked.cpus == "auto" else asked.cpus
-    gpus = float(on_gpu) if asked.gpus == "auto" else asked.gpus
-    if cpus > cores or gpus > len(node.gpus):
-        raise PreflightError(
-            f"resources: a trial asks for {cpus} cores and {gpus:g} GPUs; this machine has {cores} and {len(node.gpus)}. "
-            "Write auto, or what it has."
-        )
-    return {"CPU": cores if asked.exclusive_node else cpus} | ({"GPU": gpus} if gpus else {})
-
-
-def provenance() -> dict[str, Any]:
-    """Tags that say what ran: library versions and the commit of this checkout."""
-    git = shutil.which("git")
-    described = None
-    if git:
-        root = Path(__file__).resolve().parent.parent
-        answer = subprocess.run([git, "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-        described = answer.stdout.strip() or None
-    return {"versions": {name: version(name) for name in VERSIONS}, "git_commit": described}
 
 
 def _tracking(config: SweepConfig) -> Tracking:
@@ -249,12 +270,17 @@ def reached(config: SweepConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _template() -> Iterator[Template]:
-    template = Template()
-    try:
-        yield template
-    finally:
-        template.close()
+def _machines(config: SweepConfig, remains: Path, say: Say) -> "Iterator[Here | Cluster]":
+    """Where trials run: here, or on every machine of the cluster that this one is part of. `remains`: as janitor.kept_tidy's note."""
+    janitor.tidy_up_after(remains)
+    if config.ray.address == "local":
+        with closing(Template()) as template:
+            yield Here(template, remains, say)
+    else:
+        from sweeps.cluster import joined
+
+        with joined(config.ray.address, remains, say) as cluster:
+            yield cluster
 
 
 def lock_file(uri: str, config: SweepConfig) -> Path:

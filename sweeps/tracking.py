@@ -80,9 +80,36 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
 
 def run_name(block: str, swept: Mapping[str, Any], repeat: int) -> str:
     """'workers · num_workers=4 shm_size=64M · repeat 1'."""
+    return " · ".join(part for part in (block, swept_name(swept), f"repeat {repeat}") if part)[: _LONGEST["name"]]
+
+
+def swept_name(swept: Mapping[str, Any]) -> str:
+    """'num_workers=4 shm_size=64M'."""
     short = short_names(swept)
-    values = " ".join(f"{short[path]}={written(path, value)}" for path, value in swept.items())
-    return " · ".join(part for part in (block, values, f"repeat {repeat}") if part)[: _LONGEST["name"]]
+    return " ".join(f"{short[path]}={written(path, value)}" for path, value in swept.items())
+
+
+def settled_of(runs: "Iterable[Run]") -> dict[str, str]:
+    """key -> outcome of the latest settled run with that key. `runs`: trials, newest first."""
+    settled: dict[str, str] = {}
+    for run in runs:
+        outcome = run.data.tags.get("outcome")
+        if outcome in SETTLED and run.info.status != "RUNNING":
+            settled.setdefault(run.data.tags["key"], outcome)
+    return settled
+
+
+def disturbed_of(runs: "Iterable[Run]") -> set[str]:
+    """Keys of trials that were disturbed from outside and have not been run again; a second run that failed was one all the same.
+    `runs`: trials, newest first."""
+    latest: dict[str, Mapping[str, str]] = {}  # key -> tags
+    settled: Counter[str] = Counter()
+    for run in runs:
+        tags = run.data.tags
+        if run.info.status != "RUNNING" and tags.get("outcome") != "interrupted":
+            latest.setdefault(tags["key"], tags)
+            settled[tags["key"]] += tags.get("outcome") in SETTLED
+    return {key for key, tags in latest.items() if "disturbed" in tags and tags.get("outcome") in SETTLED and settled[key] == 1}
 
 
 class Tracking:
@@ -95,6 +122,7 @@ class Tracking:
             file.parent.mkdir(parents=True, exist_ok=True)
         self.client = connect(self.uri)
         artifacts = str(file.parent / "mlartifacts" / experiment) if file else None
+        self.experiment = experiment
         self.experiment_id = _experiment_id(self.client, experiment, artifacts)
 
     def start_sweep(self, name: str, yaml_text: str, plan: list[dict[str, Any]], rebuild: str) -> str:
@@ -141,12 +169,7 @@ class Tracking:
 
     def settled_keys(self, parent: str) -> dict[str, str]:
         """key -> outcome of the latest settled run with that key."""
-        settled: dict[str, str] = {}
-        for run in self.trials(parent):
-            outcome = run.data.tags.get("outcome")
-            if outcome in SETTLED and run.info.status != "RUNNING":
-                settled.setdefault(run.data.tags["key"], outcome)
-        return settled
+        return settled_of(self.trials(parent))
 
     def attempts(self, parent: str) -> Counter[str]:
         """key -> how many runs there are with that key."""
@@ -154,18 +177,15 @@ class Tracking:
 
     def disturbed_once(self, parent: str) -> set[str]:
         """Keys of trials that were disturbed from outside and have not been run again. A second run that failed was one all the same."""
-        latest: dict[str, Mapping[str, str]] = {}  # key -> tags
-        settled: Counter[str] = Counter()
-        for run in self.trials(parent):
-            tags = run.data.tags
-            if run.info.status != "RUNNING" and tags.get("outcome") != "interrupted":
-                latest.setdefault(tags["key"], tags)
-                settled[tags["key"]] += tags.get("outcome") in SETTLED
-        return {key for key, tags in latest.items() if "disturbed" in tags and tags.get("outcome") in SETTLED and settled[key] == 1}
+        return disturbed_of(self.trials(parent))
 
-    def close_orphans(self, parent: str, folder: Path) -> list[str]:
-        """Marks trials that a dead launch or relay left open as interrupted, with what lies in <folder>/<key>; returns their names."""
-        orphans = [run for run in self.trials(parent) if run.info.status == "RUNNING"]
+    def close_orphans(self, parent: str, folder: Path, node: str | None = None) -> list[str]:
+        """Marks trials that a dead launch or relay left open as interrupted, with what lies in <folder>/<key>; returns their names.
+
+        `node`: those that ran there, by their tag; None: all.
+        """
+        running = [run for run in self.trials(parent) if run.info.status == "RUNNING"]
+        orphans = [run for run in running if node in (None, run.data.tags.get("node"))]
         for run in orphans:
             left = folder / run.data.tags["key"]
             files = {name: left / name for name in ("records.jsonl", "stderr.log") if (left / name).is_file()}
@@ -181,9 +201,18 @@ class Tracking:
 
     def best_ensemble_so_far(self, parent: str, block: str, planned: Collection[str]) -> float | None:
         """Highest ensemble_accuracy among the block's completed trials whose key is `planned`; None while there is none."""
-        done = [run.data for run in self.trials(parent) if run.data.tags.get("outcome") == "completed" and run.data.tags["key"] in planned]
-        found = [data.metrics["ensemble_accuracy"] for data in done if data.tags["block"] == block and "ensemble_accuracy" in data.metrics]
-        return max((value for value in found if not math.isnan(value)), default=None)
+        query = f"tags.kind = 'trial' and tags.`{PARENT}` = '{parent}' and tags.outcome = 'completed' and tags.block = '{block}'"
+        token = None
+        while True:  # best first, so a page of a few is all that is read, however long the sweep
+            page = self.client.search_runs([self.experiment_id], query, 1, 10, ["metrics.ensemble_accuracy DESC"], token)
+            for run in page:
+                value = run.data.metrics.get("ensemble_accuracy", math.nan)
+                if math.isnan(value):
+                    return None
+                if run.data.tags["key"] in planned:
+                    return value
+            if not (token := page.token):
+                return None
 
     def start_trial(
         self,

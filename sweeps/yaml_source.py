@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import MaxDepthExceededError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from sweeps.faults import ConfigFaults, Fault, KeyPath, shown, spell
+
+MAX_DEPTH = 50  # of what is nested; a sweep needs ten, and the reader takes minutes for thousands
 
 _TAG = "tag:yaml.org,2002:"
 _TEXT = ("str", "timestamp", "merge")  # YAML 1.2's core schema has neither dates nor merge keys, so these are text as well
@@ -115,9 +118,13 @@ def read(path: Path) -> Source:
 def _read(text: str, name: str, places: dict[KeyPath, int | str], faults: list[Fault]) -> Any:
     """YAML text -> plain Python. Fills `places` with lines, and `faults` with those that leave the rest readable."""
     yaml = YAML(typ="safe", pure=True)
+    yaml.max_depth = MAX_DEPTH
+    yaml.composer.warn_double_anchors = False  # YAML 1.2 lets a later anchor take an earlier one's name
     try:
         node = yaml.compose(io.StringIO(text))
         return None if node is None else _Plain(yaml, places, faults).value(node, ())
+    except MaxDepthExceededError:
+        raise ConfigFaults(name, [Fault(1, "", f"the file is nested too deep, more than {MAX_DEPTH} levels.")]) from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigFaults(name, [Fault(line, "", _syntax(error, text, line))]) from None
@@ -125,7 +132,7 @@ def _read(text: str, name: str, places: dict[KeyPath, int | str], faults: list[F
         line = text[: getattr(error, "position", 0)].count("\n") + 1
         raise ConfigFaults(name, [Fault(line, "", f"not YAML: {str(error).splitlines()[0]}.")]) from None
     except RecursionError:
-        raise ConfigFaults(name, [Fault(1, "", "the file is nested too deep, or holds an alias of itself.")]) from None
+        raise ConfigFaults(name, [Fault(1, "", "the file holds an alias of itself.")]) from None
 
 
 def _syntax(error: MarkedYAMLError, text: str, line: int) -> str:

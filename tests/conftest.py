@@ -43,6 +43,16 @@ def plant(tracking: Tracking) -> Callable[..., str]:
     return functools.partial(plant_trial, tracking)
 
 
+@pytest.fixture(scope="session")
+def first_look(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Tracking:
+    """The sweep of tests/planted_sweep.py in a tracker that is only read."""
+    from tests.planted_sweep import plant_first_look  # which plants with what stands here
+
+    tracking = tracking_in(tmp_path_factory.mktemp("first-look"), empty_database)
+    plant_first_look(tracking)
+    return tracking
+
+
 def tracking_in(folder: Path, empty_database: Path) -> Tracking:
     shutil.copy(empty_database, folder / "mlflow.db")
     return Tracking(f"sqlite:///{folder}/mlflow.db", "speech")

@@ -61,7 +61,7 @@ def run(template: Template, launch: Launch, key: str, tone_trial, actions: dict[
         if action:
             action()
 
-    outcome, _ = run_trial(template, spec, launch, hear)
+    outcome = run_trial(template, spec, launch, hear).outcome
     assert outcome.name == "completed"
 
 
@@ -198,15 +198,18 @@ def test_a_sweep_whose_server_goes_away_is_finished_by_the_same_command_and_no_t
         server.start()
     (tmp_path / "sweep.yaml").write_text(SWEEP.format(uri=server.uri, tones=tones))
     command = [sys.executable, str(ROOT / "launch.py"), "sweep.yaml"]
-    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert running.stdout
     lines = []
-    for line in running.stdout:
-        lines.append(line)
-        if line.startswith("1/4"):
-            server.stop(signal.SIGKILL)
-    errors = running.stderr.read() if running.stderr else ""
-    assert running.wait() == 1
+    with (
+        (tmp_path / "errors").open("w") as file,
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=file, text=True) as running,
+    ):
+        for line in running.stdout or ():
+            lines.append(line)
+            if line.startswith("1/4"):
+                server.stop(signal.SIGKILL)
+    errors = (tmp_path / "errors").read_text()
+    print(*lines, errors, sep="")
+    assert running.returncode == 1
     assert "Traceback" not in errors
     assert len([line for line in lines if "its records wait for the tracker" in line]) == 3
     assert "The records of 3 trials wait in .sweeps/away/unsent" in errors

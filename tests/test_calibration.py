@@ -73,7 +73,7 @@ def test_another_machine_torch_or_corpus_has_a_calibration_of_its_own(tone_trial
     config = tone_trial(device=PACED)
     names = [name(config), name(config, fingerprint="beef"), name(config, PINNED.model_copy(update={"threads": 1}))]
     names += [name(config, PINNED.model_copy(update={"cpus": [0]})), name(config, PINNED.model_copy(update={"precision": "bfloat16"}))]
-    for thing, value in [("cpu_model", lambda: "another"), ("version", lambda package: "9.9")]:
+    for thing, value in [("cpu_model", lambda: "another"), ("_versions", lambda: ["9.9"])]:
         with monkeypatch.context() as patch:
             patch.setattr(calibration, thing, value)
             names.append(name(config))

@@ -75,7 +75,7 @@ accuracy, ensemble_accuracy. Did you mean epoch_s?
   line 19               blocks.cycles.parameters.sgdr.cycle_epochs: cycles of [3, 3, 3] epochs do not fill 8 epochs exactly. \
 Write epochs: 6 or 9.
   line 20               colour: unknown key. Legal here: name, method, calibrate, metric, order, seed, repeats, parameters, blocks, \
-exclude, resources, threads, warmup_epochs, trial_timeout, snapshots, tracking.
+exclude, resources, threads, warmup_epochs, trial_timeout, max_restarts, on_failure, run_cap, time_budget, snapshots, tracking, ray.
   --set resources.cpus  resources.cpus: 0 is too small. Write at least 1."""
 
 
@@ -237,7 +237,7 @@ def test_every_key_of_the_sweep_is_described():
             assert field.description, f"{model.__name__}.{name}"
             if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
                 models.append(field.annotation)
-    assert len(models) == 5
+    assert len(models) == 6
 
 
 def test_metric_names_are_those_of_the_summary():

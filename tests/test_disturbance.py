@@ -73,4 +73,4 @@ def test_a_trial_beside_a_busy_process_runs_once_more_and_both_are_kept(tones: P
     assert (trial.attempts, trial.outcome) == (2, "completed")
     assert trial.disturbed.startswith("other processes used ")
     planned = subprocess.run([*command, "--dry-run"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert "1 settled, 0 to run" in planned, "it is not run a third time"
+    assert "1 settled; 0 to run" in planned, "it is not run a third time"

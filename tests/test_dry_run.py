@@ -1,5 +1,6 @@
 """A dry run tells the plan, what is settled, and what fits; and leaves everything as it was."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,18 +9,23 @@ from pathlib import Path
 
 import pytest
 
+import launch
 from speech.config import Pinned, cache_dir
 from speech.costs import StepCosts
+from speech.cpu import cpu_model
 from sweeps import calibration
 from sweeps.config import load
-from sweeps.dry_run import recorded, tell
+from sweeps.dry_run import Recorded, document, look, recorded, tell
 from sweeps.outlook import outlook
 from sweeps.preflight import Node, PreflightError
 from sweeps.shm import shm_usage
 from tests.conftest import plant_trial
 from tests.planted_calibrations import planted
+from tests.tones import write_tones
 
 ROOT = Path(__file__).parent.parent
+CORES = tuple(sorted(os.sched_getaffinity(0)))
+NODE = Node((), CORES)
 SWEEP = """
 name: planted
 parameters:
@@ -48,9 +54,9 @@ def config(tones, tmp_path, monkeypatch):
     return load(tmp_path / "sweep.yaml")
 
 
-def told(config) -> list[str]:
+def told(config, *rerun: str) -> list[str]:
     lines: list[str] = []
-    tell(config, lines.append)
+    tell(look(config, rerun, lines.append), lines.append)
     return [line for line in "\n".join(lines).splitlines() if line.strip()]
 
 
@@ -61,20 +67,21 @@ def rows(lines: list[str]) -> list[list[str]]:
 
 def test_it_tells_every_trial_in_the_order_of_the_plan(config) -> None:
     lines = told(config)
-    free = shm_usage().limit_bytes / 2**20
+    free, cores = shm_usage().limit_bytes / 2**20, str(len(CORES))
     cells = [row[1:] for row in rows(lines)]
     assert cells[:5] == [
-        ["workers", "1", "0", "6M", "new", "uncalibrated", "0.0", "6.0", "fits"],
-        ["workers", "1", "0", "8M", "new", "uncalibrated", "0.0", "8.0", "fits"],
-        ["workers", "1", "1", "2M", "new", "uncalibrated", "6.9", "2.0", "overflows"],
-        ["workers", "1", "1", "6M", "new", "uncalibrated", "6.9", "6.0", "depends"],
-        ["workers", "1", "1", "8M", "new", "uncalibrated", "6.9", "8.0", "fits"],
+        ["workers", "1", "0", "6M", cores, "new", "uncalibrated", "0.0", "6.0", "fits"],
+        ["workers", "1", "0", "8M", cores, "new", "uncalibrated", "0.0", "8.0", "fits"],
+        ["workers", "1", "1", "2M", cores, "new", "uncalibrated", "6.9", "2.0", "overflows"],
+        ["workers", "1", "1", "6M", cores, "new", "uncalibrated", "6.9", "6.0", "depends"],
+        ["workers", "1", "1", "8M", cores, "new", "uncalibrated", "6.9", "8.0", "fits"],
     ]
     assert [row[:3] for row in cells[5:]] == [["cycles", "1", "1"], ["cycles", "1", "2"]]
     assert all(0 < float(row[-2].replace(",", "")) <= free + 0.5 for row in cells[5:]), "what is free on the node's own"
     assert [row[0] for row in rows(lines)] == [trial.key for trial in outlook(config, print).plan.trials]
-    at = lines.index("planted: 7 trials (5 in workers, 2 in cycles), 0 settled, 7 to run")
-    assert lines[at + 1].startswith("1 point removed from workers: exclude")
+    at = lines.index("planted: 7 trials (5 in workers, 2 in cycles), 7 new; 7 to run")
+    removed = "1 point removed from workers: exclude {loader.num_workers: 0, loader.shm_size: 2M} (num_workers=0 shm_size=2M)"
+    assert lines[at + 1] == removed
     assert lines[-1] == "/dev/shm: 5 fit, 1 overflows, 1 depends on rates"
 
 
@@ -87,9 +94,6 @@ def test_the_lines_are_aligned_and_no_wider_than_a_page(config) -> None:
     assert all(line.ljust(len(rule))[at] == " " for line in table for at in gaps)
 
 
-CORES = tuple(sorted(os.sched_getaffinity(0)))
-
-
 @pytest.fixture
 def calibrated(config, tmp_path, monkeypatch):
     """A cache in which the trials on the paced device are calibrated: a batch takes 80 ms, its step 50."""
@@ -97,7 +101,7 @@ def calibrated(config, tmp_path, monkeypatch):
     trial = found.plan.trials[0]
     pinned = Pinned(threads=len(CORES), cpus=list(CORES))
     fingerprint = found.corpora[trial.config.corpus.which()].fingerprint
-    name = calibration.name_of(trial.config, pinned, fingerprint, Node((), CORES))
+    name = calibration.name_of(trial.config, pinned, fingerprint, NODE)
     calibration.save(name, planted(StepCosts(wait_s=0.05)))
     yield config
     (cache_dir() / "calibrations" / f"{name}.json").unlink()
@@ -108,14 +112,14 @@ def test_what_earlier_launches_calibrated_is_forecast(calibrated) -> None:
     lines = told(calibrated)
     found = [row[-4] for row in rows(lines)]
     assert found == ["0.39 (0.35-0.43)"] * 2 + ["0.29 (0.26-0.32)"] * 3 + ["uncalibrated"] * 2
-    assert "planted: 7 trials (5 in workers, 2 in cycles), 0 settled, 7 to run, about 3 s and 2 uncalibrated" in lines
+    assert "planted: 7 trials (5 in workers, 2 in cycles), 7 new; 7 to run, about 3 s and 2 uncalibrated" in lines
 
 
 def test_what_method_forecast_would_not_measure_is_marked(calibrated, tmp_path) -> None:
     lines = told(load(tmp_path / "sweep.yaml", ["method=forecast"]))
-    assert [row[5] for row in rows(lines)[:5]] == ["not measured", "not measured", "not measured", "new", "new"]
+    assert [row[6] for row in rows(lines)[:5]] == ["not measured", "not measured", "not measured", "new", "new"]
     assert "measured: 4 of 7 trials; 3 are forecast, about 2 s saved" in lines
-    assert "planted: 7 trials (5 in workers, 2 in cycles), 0 settled, 4 to run, about 1 s and 2 uncalibrated" in lines
+    assert "planted: 7 trials (5 in workers, 2 in cycles), 4 new, 3 not measured; 4 to run, about 1 s and 2 uncalibrated" in lines
 
 
 def test_without_calibrate_nothing_is_forecast(calibrated, tmp_path) -> None:
@@ -124,7 +128,7 @@ def test_without_calibrate_nothing_is_forecast(calibrated, tmp_path) -> None:
 
 
 def test_without_a_tracker_none_is_made(config, tmp_path) -> None:
-    assert recorded(config, []) == ({}, {})
+    assert recorded(config, [], NODE) == Recorded({}, {}, [])
     told(config)
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]
 
@@ -133,7 +137,7 @@ def test_what_is_settled_failed_and_new_is_read_from_the_tracker_and_nothing_wri
     first, second, third, fourth, *_ = [trial.key for trial in outlook(config, print).plan.trials]
     other = tracking.start_sweep("another", "", [], "")
     plant_trial(tracking, other, {}, key=fourth)
-    assert recorded(config, []) == ({}, {}), "another sweep of the same tracker"
+    assert recorded(config, [], NODE) == Recorded({}, {}, []), "another sweep of the same tracker"
     parent = tracking.start_sweep("planted", "", [], "")
     plant_trial(tracking, parent, {}, key=first)
     plant_trial(tracking, parent, {}, key=first, outcome="crashed")  # settled stays settled
@@ -143,9 +147,69 @@ def test_what_is_settled_failed_and_new_is_read_from_the_tracker_and_nothing_wri
     database = Path(tracking.uri.removeprefix("sqlite:///"))
     before = database.read_bytes()
     lines = told(config)
-    assert [row[5] for row in rows(lines)[:5]] == ["completed", "oom", "shm_exhausted", "new", "new"]
-    assert "planted: 7 trials (5 in workers, 2 in cycles), 2 settled, 5 to run" in lines
+    assert [row[6] for row in rows(lines)[:5]] == ["completed", "oom", "shm_exhausted", "new", "new"]
+    assert "planted: 7 trials (5 in workers, 2 in cycles), 2 settled, 1 failed, 4 new; 5 to run" in lines
     assert database.read_bytes() == before
+
+
+@pytest.fixture
+def some_settled(config, tracking) -> list[str]:
+    """Keys of the plan: the first is settled, the second has failed, the others are new."""
+    keys = [trial.key for trial in outlook(config, print).plan.trials]
+    parent = tracking.start_sweep("planted", "", [], "")
+    plant_trial(tracking, parent, {}, key=keys[0], tags={"git_commit": "0ld", "cpu_name": "Planted", "cores": len(CORES)})
+    plant_trial(tracking, parent, {}, key=keys[1], outcome="crashed")
+    return keys
+
+
+@pytest.mark.parametrize(
+    ("rerun", "run"),
+    [
+        ([], range(1, 7)),
+        (["failed"], [1]),
+        (["all"], range(7)),
+        ([0], [0]),
+        ([0, 3], [0, 3]),
+        (["failed", 4], [1, 4]),
+    ],
+)
+def test_what_a_launch_would_run_is_marked_and_counted(config, some_settled, rerun, run) -> None:
+    words = [word if isinstance(word, str) else some_settled[word][:10] for word in rerun]
+    seen = look(config, words, print)
+    assert [trial.key for trial in seen.left] == [some_settled[index] for index in run]
+    lines = told(config, *words)
+    assert f"planted: 7 trials (5 in workers, 2 in cycles), 1 settled, 1 failed, 5 new; {len(run)} to run" in lines
+    assert ["yes" in row for row in rows(lines)] == [index in run and bool(rerun) for index in range(7)]
+
+
+def test_what_settled_trials_had_otherwise_is_a_warning_below_the_outline(config, some_settled) -> None:
+    lines = told(config)
+    at = next(index for index, line in enumerate(lines) if line.startswith("planted:"))
+    assert re.fullmatch(r"warning: 1 of 1 settled trials had commit 0ld, now it is \S+", lines[at + 2])
+    assert lines[at + 3] == f"warning: 1 of 1 settled trials had CPU Planted, now it is {cpu_model()}"
+    assert not [line for line in lines if "had cores" in line]
+
+
+def test_the_document_holds_all_that_the_lines_tell(calibrated, some_settled) -> None:
+    seen = look(calibrated, ["failed"], print)
+    found = json.loads(json.dumps(document(seen), allow_nan=False))
+    assert found["counts"] == {"trials": 7, "settled": 1, "failed": 1, "new": 5, "to_run": 1}
+    assert [(trial["key"], trial["state"], trial["outcome"], trial["runs"]) for trial in found["trials"][:3]] == [
+        (some_settled[0], "settled", "completed", False),
+        (some_settled[1], "failed", "crashed", True),
+        (some_settled[2], "new", None, False),
+    ]
+    first, third = found["trials"][0], found["trials"][2]
+    assert (first["swept"], first["repeat"]) == ({"loader.num_workers": 0, "loader.shm_size": 6 << 20}, 1)
+    assert first["resources"] == {"cpus": len(CORES), "gpus": 0, "exclusive_node": True, "shm": "private"}
+    assert first["forecast"]["forecast_epoch_s"] == pytest.approx(0.39)
+    assert (first["expected_s"], third["expected_s"]) == (pytest.approx(0.78), 0), "what overflows ends at once"
+    assert third["fit"]["verdict"] == "overflows"
+    assert (found["expected_s"], found["uncalibrated"]) == (pytest.approx(0.78), 0)
+    assert found["trials"][-1]["forecast"] is None
+    (removed,) = found["removed"]
+    assert removed["points"] == [{"loader.num_workers": 0, "loader.shm_size": "2M"}]
+    assert found["warnings"] == seen.recorded.differs
 
 
 def test_a_host_shm_is_what_is_free_of_it(tones, config, tmp_path) -> None:
@@ -168,10 +232,41 @@ def test_what_can_not_be_read_is_a_preflight_error(config, tmp_path, override: s
         told(load(tmp_path / "sweep.yaml", [override]))
 
 
-def test_it_imports_neither_torch_nor_ray_and_without_a_tracker_no_mlflow(config, tmp_path) -> None:
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import launch; code = launch.main(['sweep.yaml', '--dry-run']);"
-        "sys.exit(code or ' '.join({'torch', 'ray', 'mlflow', 'pandas'} & sys.modules.keys()) or 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_it_imports_neither_torch_nor_ray_and_without_a_tracker_no_mlflow(config, tmp_path, flags) -> None:
+    done = dry_run_of_a_process(tmp_path, "{'torch', 'ray', 'mlflow', 'pandas'}", *flags)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_with_a_tracker_it_imports_neither_torch_nor_ray(config, some_settled, tmp_path) -> None:
+    done = dry_run_of_a_process(tmp_path, "{'torch', 'ray'}", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["counts"]["settled"] == 1
+
+
+def dry_run_of_a_process(folder: Path, forbidden: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import launch; code = launch.main(['sweep.yaml', '--dry-run', *{flags!r}]);"
+        f"sys.exit(code or ' '.join({forbidden} & sys.modules.keys()) or 0)"
+    )
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_progress_of_a_json_document_goes_to_stderr(tmp_path) -> None:
+    unread = write_tones(tmp_path / "tones")
+    (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=unread))
+    done = dry_run_of_a_process(tmp_path, "set()", "--json")
+    assert "reading 25 files" in done.stderr
+    assert len(json.loads(done.stdout)["trials"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("rerun", "message"),
+    [
+        ("zzz", "--rerun zzz: no trial of this sweep has such a key. --dry-run prints the key of every trial."),
+        ("", "--rerun : no trial of this sweep has such a key."),
+    ],
+)
+def test_a_key_that_there_is_not_is_told(config, capsys, rerun: str, message: str) -> None:
+    assert launch.main(["sweep.yaml", "--dry-run", "--rerun", rerun]) == 2
+    assert capsys.readouterr().err.startswith(message)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from sweeps.isolation import environment
-from sweeps.janitor import MARK, tidy
+from sweeps.janitor import MARK, tidy, tidy_up_after
 from sweeps.shm import shm_usage
 from tests.trees import ROOT, can_isolate, descendants, wait_until
 
@@ -70,8 +70,8 @@ def links(launched: int) -> dict[str, psutil.Process]:
 LINKS = ("launch.py", "raylet", "gcs_server", "actor", "fork server", "sweep-init", "training", "worker")
 CRASHED = {"fork server", "sweep-init", "training", "worker"}  # whose end the actor sees and files
 MENDED = {
-    "raylet": "Ray's raylet was killed under way. What has ended is settled. Ray is started for the rest, time 2 of 2 (max_restarts).",
-    "gcs_server": "Ray's gcs_server was killed under way. What has ended is settled. Ray is started for the rest, time 2 of 2 (max_restarts).",
+    "raylet": "Ray's raylet was killed under way. What has ended is settled. Ray is started for the rest, time 2 of 2",
+    "gcs_server": "Ray's gcs_server was killed under way. What has ended is settled. Ray is started for the rest, time 2 of 2",
     "actor": "runs once more, 1 of 1 (max_restarts)",
 }  # what is said where the same launch goes on
 
@@ -154,13 +154,13 @@ def test_a_process_whose_mark_is_gone_is_known_by_its_log_and_a_reader_is_a_stra
         stranger.wait()
 
 
-def test_a_process_that_renamed_itself_and_left_its_session_goes_too(short_folder) -> None:
+def test_a_process_that_renamed_itself_and_left_its_session_goes_too(short_folder, tmp_path) -> None:
     code = f"""
 import os, subprocess, sys, tempfile
 from pathlib import Path
 tempfile.tempdir = {str(short_folder)!r}
 from sweeps.janitor import kept_tidy
-with kept_tidy(Path(tempfile.tempdir) / "note") as folder:
+with kept_tidy(Path({str(tmp_path)!r}) / "note") as folder:
     (folder / "file").write_text("x")
     child = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'other', 0, 0, 0); time.sleep(1000)"
     print(subprocess.Popen([sys.executable, "-c", child], start_new_session=True).pid, flush=True)
@@ -169,3 +169,28 @@ with kept_tidy(Path(tempfile.tempdir) / "note") as folder:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == -9
     assert wait_until(lambda: not psutil.pid_exists(int(done.stdout)) and not os.listdir(short_folder), seconds=5)
+
+
+def test_the_next_launch_does_the_work_of_a_janitor_that_was_killed(short_folder) -> None:
+    note, folder = short_folder / "note", short_folder / "sweep-planted"
+    folder.mkdir()
+    note.write_text(str(folder))
+    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], env={MARK: str(folder)}, start_new_session=True)
+    tidy_up_after(note)
+    assert left.wait(timeout=5) == -9
+    assert not os.listdir(short_folder)
+    tidy_up_after(note)
+
+
+def test_a_note_without_a_name_ends_nobody(short_folder) -> None:
+    note, log = short_folder / "note", short_folder / "log"
+    note.touch()
+    with log.open("w") as writing:
+        stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], stdout=writing)
+    try:
+        tidy_up_after(note)
+        assert stranger.poll() is None
+        assert not note.exists()
+    finally:
+        stranger.kill()
+        stranger.wait()

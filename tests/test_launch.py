@@ -141,8 +141,20 @@ def test_settled_trials_do_not_run_again_and_a_new_repeat_does(launched, tones) 
     folder, _ = launched
     (folder / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=2))
     done = launch(folder, "--set", "blocks.workers.parameters.loader.num_workers=0", "--set", "blocks.cycles.repeats=1")
-    assert "6 trials (4 in workers, 2 in cycles), 4 settled, 2 to run" in done.stdout
+    assert "6 trials (4 in workers, 2 in cycles), 4 settled, 2 new; 2 to run" in done.stdout
     assert done.returncode == 0
+
+
+def test_a_settled_trial_that_rerun_names_runs_again_and_no_other_does(launched, runs) -> None:
+    folder, _ = launched
+    key = next(trial.key for trial in runs.itertuples() if trial.block == "workers" and trial.outcome == "completed")
+    before = Counter(run.data.tags["key"] for run in _children(folder))
+    done = launch(folder, "--rerun", key[:8])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "; 1 to run" in done.stdout
+    assert re.search(r"^1/1  workers · .* s an epoch$", done.stdout, re.MULTILINE)
+    after = Counter(run.data.tags["key"] for run in _children(folder))
+    assert (after - before).keys() == {key}
 
 
 def test_the_terminal_shows_our_lines_and_nothing_of_ray_or_mlflow(launched) -> None:
@@ -158,6 +170,15 @@ def test_the_tables_are_rebuilt_from_the_tracker_alone(launched) -> None:
                            capture_output=True, text=True, check=True)  # fmt: skip
     title = "Validation accuracy by SGDR cycle length"
     assert cells(again.stdout, title) == cells(done.stdout, title)
+
+
+def test_the_report_is_kept_with_the_sweep_s_run(launched) -> None:
+    folder, _ = launched
+    client = connect(f"sqlite:///{folder}/mlflow.db")
+    (parent,) = client.search_runs([client.get_experiment_by_name("speech").experiment_id], "tags.kind = 'sweep'")
+    page = Path(client.download_artifacts(parent.info.run_id, "report.html", str(folder))).read_text()
+    assert "name: planted" in page
+    assert page.count("<img") >= 5, "both blocks have pictures, of epochs and of snapshots"
 
 
 def test_nothing_is_left_running_or_lying_about(launched) -> None:
@@ -260,7 +281,7 @@ def test_a_dry_run_tells_what_is_settled_even_while_another_launch_holds_the_swe
     assert (done.returncode, done.stderr) == (0, "")
     assert "/dev/shm: 5 fit, 1 depends on rates (--dry-run shows which)" in launched[1].stdout
     states = [re.split(r"\s{2,}", line.strip()) for line in done.stdout.splitlines() if re.match("[0-9a-f]{12} ", line)]
-    assert {tuple(row[3:6]) for row in states if row[1:3] == ["workers", "1"]} == {
+    assert {(row[3], row[4], row[6]) for row in states if row[1:3] == ["workers", "1"]} == {
         ("0", "4M", "completed"),
         ("0", "64M", "completed"),
         ("2", "4M", "shm_exhausted"),

@@ -8,6 +8,7 @@ from sweeps import sweep as launching
 from sweeps.config import load
 from sweeps.outlook import outlook, roughly
 from sweeps.preflight import Node
+from sweeps.sites import Here, Site
 from tests.planted_calibrations import planted
 
 SWEEP = """
@@ -38,19 +39,20 @@ def foresee(made, settled=()) -> None:
 def test_before_anything_is_calibrated_a_row_is_a_trial_and_nothing_is_left_out(made) -> None:
     rows = made.rows()
     assert [row.keys() for row in rows] == [{"key", "block", "repeat", "swept"}] * 6
-    assert made.outline([]) == "\n".join(
-        ["planted: 6 trials (6 in trials), 0 settled, 6 to run", "which trials are measured is chosen once a launch has calibrated"]
+    assert made.outline({}, made.left([])) == "\n".join(
+        ["planted: 6 trials (6 in trials), 6 new; 6 to run", "which trials are measured is chosen once a launch has calibrated"]
     )
 
 
 def test_a_launch_leaves_trials_on_a_gpu_uncalibrated(tones, tracking, tmp_path, monkeypatch) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones).replace("[paced]", "[cuda, paced]"))
     made = outlook(load(tmp_path / "sweep.yaml"), lambda line: None)
-    monkeypatch.setattr(launching, "_pinned", lambda sweep, say: {trial.key: Pinned(threads=2) for trial in sweep.plan.trials})
+    monkeypatch.setattr(launching, "_pin", lambda sweep: None)
     parent = tracking.start_sweep("planted", "", made.rows(), "")
-    sweep = launching.Sweep(made.config, tracking, parent, made, {}, tmp_path, Node(("a GPU",), (0, 1)), template=None)
     said: list[str] = []
-    launching._foresee(sweep, said.append)
+    site = Site(Node(("a GPU",), (0, 1)), made, {trial.key: Pinned(threads=2) for trial in made.plan.trials})
+    sweep = launching.Sweep(made.config, tracking, parent, tmp_path, Here(None, tmp_path / "remains", said.append), {"this machine": site})
+    launching._foresee(sweep)
     assert (made.forecasts, said, len(sweep.left)) == ({}, [], 6)
 
 
@@ -72,14 +74,15 @@ def test_what_is_settled_has_been_measured(made) -> None:
     slow = made.plan.trials[0].key
     foresee(made, {slow: "completed"})
     assert "measured" not in next(row for row in made.rows() if row["key"] == slow)
-    assert made.outline([slow]).startswith("planted: 6 trials (6 in trials), 1 settled, 1 to run, about 0 s")
+    said = made.outline({slow: "completed"}, made.left([slow]))
+    assert said.startswith("planted: 6 trials (6 in trials), 1 settled, 1 new, 4 not measured; 1 to run, about 0 s")
 
 
 def test_the_time_it_will_take_is_that_of_the_epochs_that_are_left(made) -> None:
     """2 epochs each of 390, 290 and 230 ms; what overflows ends at once, so leaving it out saves nothing."""
     foresee(made)
-    assert made.outline([]).splitlines() == [
-        "planted: 6 trials (6 in trials), 0 settled, 1 to run, about 0 s",
+    assert made.outline({}, made.left([])).splitlines() == [
+        "planted: 6 trials (6 in trials), 1 new, 5 not measured; 1 to run, about 0 s",
         "measured: 1 of 6 trials; 5 are forecast, about 2 s saved",
     ]
 

@@ -195,8 +195,9 @@ def test_excluded_points_are_counted(planned):
     made = planned(TEXT + "exclude: [{loader.num_workers: 0, loader.shm_size: 64M}, {loader.num_workers: [0, 4]}]\n")
     assert Counter(cells(made.trials)) == {(2, 64 << 20): 2, (2, 1 << 30): 2}
     assert [str(removed) for removed in made.removed] == [
-        "1 point removed from trials: exclude {loader.num_workers: 0, loader.shm_size: 64M}",
-        "3 points removed from trials: exclude {loader.num_workers: [0, 4]}",
+        "1 point removed from trials: exclude {loader.num_workers: 0, loader.shm_size: 64M} (num_workers=0 shm_size=64M)",
+        "3 points removed from trials: exclude {loader.num_workers: [0, 4]} "
+        "(num_workers=0 shm_size=1G, num_workers=4 shm_size=64M, num_workers=4 shm_size=1G)",
     ]
 
 
@@ -207,7 +208,10 @@ def test_points_that_differ_in_meaningless_keys_run_once(planned):
     assert [(t.swept["loader.num_workers"], t.swept["loader.prefetch_factor"]) for t in made.trials] == [
         (0, 4), (2, 4), (2, 2), (2, 8), (4, 4), (4, 2), (4, 8),
     ]  # fmt: skip
-    assert [str(removed) for removed in made.removed] == ["2 points removed from trials: prefetch_factor has no effect at 0 workers"]
+    assert [str(removed) for removed in made.removed] == [
+        "2 points removed from trials: prefetch_factor has no effect at 0 workers "
+        "(num_workers=0 prefetch_factor=2, num_workers=0 prefetch_factor=8)"
+    ]
 
 
 def test_meaningless_keys_do_not_change_the_key(planned):

@@ -62,7 +62,6 @@ def launch_of(tracking: Tracking, folder: Path, specs: list[TrialSpec]) -> Launc
         forecasts={},
         exclusive=False,
         attempts={},
-        remains=folder / "remains",
     )
 
 

@@ -113,7 +113,7 @@ def test_a_trial_under_way_is_running(tracking):
 
 
 def test_other_sweeps_stay_out_and_more_than_a_page_is_read(tracking, monkeypatch):
-    monkeypatch.setattr("sweeps.tracking.PAGE", 3)
+    monkeypatch.setattr("sweeps.tracker.PAGE", 3)
     parent, other = open_sweep(tracking), open_sweep(tracking, name="other")
     for index in range(7):
         tags = {"kind": "trial", "key": str(index), "block": "w", "repeat": "1", "mlflow.parentRunId": parent}

@@ -23,6 +23,11 @@ def test_disagreement_is_the_mean_over_pairs() -> None:
     assert planted().disagreement() == pytest.approx((2 / 4 + 2 / 4 + 2 / 4) / 3)
 
 
+def test_the_latest_member_is_compared_with_each_before_it() -> None:
+    assert planted().disagreements() == pytest.approx([2 / 4, 2 / 4])
+    assert Ensemble(torch.tensor([0]), [torch.tensor([[1.0, 0.0]])]).disagreements() == []
+
+
 def test_a_single_member_has_no_disagreement() -> None:
     ensemble = Ensemble(torch.tensor([0]), [torch.tensor([[1.0, 0.0]])])
     assert ensemble.disagreement() is None

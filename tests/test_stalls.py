@@ -85,9 +85,9 @@ def test_bars_and_words_of_planted_spans() -> None:
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [
-        ({"fill": 0.15, "wait": 0.3}, "bound by the loader: 45 % of it waiting for batches"),
-        ({"step": 0.6, "wait": 0.1}, "bound by the training step: 60 % of it"),
-        ({"start": 0.5, "wait": 0.1}, "bound by the start of its workers: 50 % of it"),
+        ({"fill": 0.15, "wait": 0.3}, "45 % of it waiting for batches"),
+        ({"step": 0.6, "wait": 0.1}, "60 % of it in training steps"),
+        ({"start": 0.5, "wait": 0.1}, "50 % of it starting workers"),
     ],
 )
 def test_the_title_says_what_took_most_of_the_epoch(seconds: dict, said: str) -> None:

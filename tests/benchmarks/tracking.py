@@ -48,7 +48,7 @@ from sweeps.tracking import Tracking
 ROOT = Path(__file__).parent.parent.parent
 WORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 LOADS = {"paced": {"form": "packed"}, "busy": {"form": "png"}}
-EPOCHS, STEP_S = 4, 0.025
+EPOCHS, STEP_S = 3, 0.025
 AWAY = "http://127.0.0.1:9"  # where nobody listens
 WAYS = ("without", "tracked", "tracker away", "log_metric a step")
 
@@ -162,14 +162,14 @@ def run(template: Template, config: TrialConfig, uri: str, parent: str, folder: 
     spec = TrialSpec("trial", "bench", 1, 7, config, {}, Metric(name="epoch_s", goal="minimize"), 1, 120.0)
     launch = Launch(
         tracking_uri=uri, experiment="speech", parent=parent, started_in=ROOT, folder=folder / "work", private_shm=True,
-        planned=frozenset([spec.key]), keep="none", provenance={}, forecasts={}, exclusive=True,
+        planned=frozenset([spec.key]), keep="none", provenance={}, forecasts={}, exclusive=True, attempts={},
         pinned={spec.key: Pinned(threads=2, cpus=sorted(os.sched_getaffinity(0)))},
         fits={spec.key: fit(config, 1000, 100, 1 << 30)},
     )  # fmt: skip
     watch = Watch()
     began = time.perf_counter()
     with watch.watching(untracked):
-        outcome, _ = relay.run_trial(template, spec, launch, lambda figures: None)
+        outcome, *_ = relay.run_trial(template, spec, launch, lambda figures: None)
     took_s = time.perf_counter() - began
     shutil.rmtree(launch.folder)
     if outcome.name != "completed":

@@ -1,0 +1,125 @@
+"""Holding a machine: by real processes, which wait for each other and end in every way."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from sweeps import machine
+from tests.trees import wait_until
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def holder(tmp_path, monkeypatch):
+    """holder('a', alone=True): a process that holds the machine as sweep a until its stdin closes, and writes what it meets to a file."""
+    monkeypatch.setattr(machine, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(machine, "GATE", tmp_path / "gate")
+    started: list[subprocess.Popen] = []
+
+    def start(name: str, alone: bool) -> tuple[subprocess.Popen, Path]:
+        told = tmp_path / f"{name}.told"
+        code = f"""
+import sys
+from pathlib import Path
+from sweeps import machine
+machine.LOCK, machine.GATE = Path({str(machine.LOCK)!r}), Path({str(machine.GATE)!r})
+told = open({str(told)!r}, "w", buffering=1)
+with machine.held({alone}, {"sweep " + name[0]!r}, lambda holder: print("waits for", holder, file=told)):
+    print("has it", file=told)
+    sys.stdin.read()
+"""
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE)
+        started.append(process)
+        return process, told
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+
+
+def has_it(told: Path) -> bool:
+    return wait_until(lambda: told.exists() and "has it" in told.read_text())
+
+
+def waits(told: Path) -> bool:
+    return wait_until(lambda: told.exists() and "waits for" in told.read_text())
+
+
+def test_one_has_it_alone_and_the_next_is_told_who_and_gets_it_when_that_one_is_killed(holder) -> None:
+    first, first_told = holder("a", True)
+    assert has_it(first_told)
+    _, second_told = holder("b", True)
+    assert waits(second_told)
+    assert second_told.read_text() == "waits for sweep a\n"
+    first.kill()
+    assert has_it(second_told)
+
+
+def test_those_that_share_have_it_together_and_keep_one_out_that_wants_it_alone(holder) -> None:
+    (one, one_told), (two, two_told) = holder("a", False), holder("b", False)
+    assert has_it(one_told)
+    assert has_it(two_told)
+    _, alone_told = holder("c", True)
+    assert waits(alone_told)
+    _, late_told = holder("d", False)
+    assert waits(late_told), "a stream of those that share must not pass by the one that waits"
+    one.stdin.close()
+    assert "has it" not in alone_told.read_text()
+    two.stdin.close()
+    assert has_it(alone_told)
+    assert "has it" not in late_told.read_text()
+
+
+def test_a_sweep_that_waits_for_itself_says_nothing(holder) -> None:
+    first, first_told = holder("a", True)
+    assert has_it(first_told)
+    second, second_told = holder("a2", True)
+    assert wait_until(lambda: any("->" in line and f" {second.pid} " in line for line in Path("/proc/locks").read_text().splitlines()))
+    first.stdin.close()
+    assert has_it(second_told)
+    assert "waits" not in second_told.read_text()
+
+
+def test_the_lock_file_is_everybodys(holder) -> None:
+    previous = os.umask(0o077)
+    try:
+        machine.lock_place()
+    finally:
+        os.umask(previous)
+    assert machine.LOCK.stat().st_mode & 0o777 == 0o666
+    place = machine.lock_place()
+    assert place == machine.lock_place() == (machine.LOCK.stat().st_dev, machine.LOCK.stat().st_ino)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_another_user_may_hold_the_lock_that_root_made(monkeypatch) -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o1777)  # as /tmp itself is
+    monkeypatch.setattr(machine, "LOCK", folder / "lock")
+    monkeypatch.setattr(machine, "GATE", folder / "gate")
+    machine.lock_place()
+    child = os.fork()
+    if child == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            with machine.held(False, "nobody", print):
+                os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    shutil.rmtree(folder)
+    assert status == 0
+
+
+def test_a_machine_is_the_same_for_its_processes() -> None:
+    command = [sys.executable, "-c", "from sweeps.machine import identity; print(identity(), end='')"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == machine.identity()

@@ -1,0 +1,125 @@
+"""The report: one file that needs nothing else, with the recommendation first and all that it rests on."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from analysis.__main__ import main
+from analysis.report import report
+from analysis.runs import sweep_runs
+from analysis.tables import FRAMES, of_blocks
+from tests.planted_sweep import PACED, YAML, row
+
+
+@pytest.fixture(scope="module")
+def made(first_look):
+    return report("first-look", first_look.uri)
+
+
+class Outline(HTMLParser):
+    """Tags with their attributes, in order, and the text between them."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_it_needs_neither_network_nor_script(made):
+    outline = Outline(made)
+    assert outline.open == [], "each tag is closed in its turn"
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in outline.tags}
+    links = [value for _, attrs in outline.tags for key, value in attrs.items() if key in ("src", "href")]
+    assert links
+    assert all(link.startswith("data:image/png;base64,") for link in links)
+    assert "url(" not in made
+    assert "@import" not in made
+
+
+def test_it_holds_the_recommendation_first_then_the_tables_the_pictures_and_the_rest(made):
+    order = [
+        "Recommended for block workers: 2 workers with shm 1G", "What bounds an epoch with 2 workers: CPU preparation.",
+        "Recommended for block cycles: one long cosine", "Sweep first-look: 30 completed, 6 overflowed", "Block workers",
+        "Epoch seconds by num_workers and shm_size", "Where an epoch goes", "Forecast and measured", "Block cycles",
+        "Validation accuracy by SGDR cycle length", "What was disturbed", "Machines and versions", "The file", "Once more",
+    ]  # fmt: skip
+    text = Outline(made).text
+    found = [text.index(each) for each in order]
+    assert found == sorted(found)
+    shown = [attrs["alt"] for tag, attrs in Outline(made).tags if tag == "img"]
+    assert len(shown) == 7
+    assert all(shown)
+    assert "torch 2.14.1, mlflow 3.17.2" in text
+    assert YAML.strip() in text
+    assert "python -m analysis first-look --uri sqlite:" in text
+
+
+def test_its_cells_are_those_of_the_tables(made, first_look):
+    cells = set(re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", made))
+    markdown = "\n".join(of_blocks(sweep_runs("first-look", first_look.uri), markdown=True))
+    of_tables = {cell.strip() for line in markdown.splitlines() if line.startswith("|") for cell in line.strip("|").split("|")}
+    wanted = {cell for cell in of_tables if re.search(r"\d", cell) and "/s" not in cell}
+    assert wanted <= cells
+
+
+def test_what_was_disturbed_and_what_failed_is_told_and_nothing_in_it_is_markup(tracking, plant):
+    swept = {"loader.num_workers": 2}
+    parent = tracking.start_sweep("s", "<b>: 1\n", [row("workers", swept, repeat) for repeat in (1, 2)], "")
+    plant(parent, swept, 1, tags=PACED | {"disturbed": "<script> & others"}, epoch_s=1.0)
+    failed = plant(parent, swept, 2, "crashed")
+    tracking.set_tags(failed, {"evidence": "<img src=x> *boom*"})
+    page = report("s", tracking.uri)
+    assert "<script>" not in page
+    assert "<img src=x>" not in page
+    text = Outline(page).text
+    assert "<script> & others" in text
+    assert "workers · num_workers=2 · repeat 2: crashed, <img src=x>" in text
+    assert "<b>: 1" in text
+
+
+def test_a_sweep_before_its_first_trial_has_a_report(tracking):
+    tracking.start_sweep("s", "name: s\n", [], "")
+    assert "no trial has run yet" in report("s", tracking.uri)
+
+
+def test_the_command_writes_report_and_csv(first_look, tmp_path: Path, capsys):
+    main(["first-look", "--uri", first_look.uri, "--csv", str(tmp_path / "csv"), "--where", "block=workers"])
+    names = capsys.readouterr().out.split()
+    assert {Path(name).stem for name in names} == set(FRAMES) - {"key_times", "cycle_accuracies", "cycle_recommendations"}
+    header = (tmp_path / "csv/epoch_times.csv").read_text().splitlines()[0]
+    assert header.startswith("sweep,block,varied,surroundings,shm_size,num_workers,trials,n,median_s,min_s,max_s,")
+    main(["first-look", "--uri", first_look.uri, "--out", str(tmp_path / "out"), "--where", "outcome=shm_exhausted"])
+    file = Path(capsys.readouterr().out.strip())
+    assert (file.name, "6 overflowed" in file.read_text()) == ("report.html", True)
+
+
+def test_the_command_prints_markdown_and_several_sweeps(tracking, plant, capsys):
+    for name in ("a", "b"):
+        parent = tracking.start_sweep(name, "", [row("workers", {"loader.num_workers": count}, 1) for count in (0, 2)], "")
+        for count in (0, 2):
+            plant(parent, {"loader.num_workers": count}, epoch_s=1.0)
+    main(["a", "b", "--uri", tracking.uri, "--markdown"])
+    printed = capsys.readouterr().out
+    assert "## Sweep a + b: 4 completed" in printed
+    assert "### Epoch seconds by num_workers and shm_size, block workers, sweep=b" in printed
+    with pytest.raises(SystemExit) as left:
+        main(["a", "--uri", tracking.uri, "--where", "num_workers=9"])
+    assert (left.value.code, capsys.readouterr().err) == (2, "num_workers=9: no such trial; there are 0, 2\n")

@@ -1,0 +1,115 @@
+"""What runs once more, and what does not: a Ray that plays planted ends of trials, under the real rounds."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from speech.config import TrialConfig
+from sweeps import rounds
+from sweeps.config import Metric, SweepConfig
+from sweeps.plan import TrialSpec
+from sweeps.runner import RayEnded
+from sweeps.tracking import SETTLED
+
+RAY = "Ray ended"
+
+
+def spec(key: str) -> TrialSpec:
+    config = TrialConfig.model_validate({"corpus": {"name": "synthetic", "words": ["yes", "no"]}})
+    return TrialSpec(key, key, 1, 7, config, {}, Metric(name="epoch_s", goal="minimize"), 0, 60.0)
+
+
+class Played:
+    """A sweep and its Ray: attempt n at a trial ends as the n-th word of `ends` under its key says. `started`: keys in order."""
+
+    def __init__(self, monkeypatch, ends: dict[str, str], disturbed: tuple[str, ...] = (), **keys) -> None:
+        self.ends = {key: words.split(", ") for key, words in ends.items()}
+        self.config = SweepConfig(name="played", **keys)
+        self.plan = SimpleNamespace(trials=[spec(key) for key in ends])
+        self.outlook, self.tracking = SimpleNamespace(foreseen_only=()), self
+        self.parent, self.node, self.folder, self.settled = "parent", None, Path("/sweep"), {}
+        self.noisy, self.done, self.started, self.said = set(disturbed), {}, [], []
+        monkeypatch.setattr(rounds.runner, "run", self.play)
+        monkeypatch.setattr(rounds, "launch_of", lambda sweep: None)
+        monkeypatch.setattr(rounds, "request", lambda *_: {})
+
+    @property
+    def left(self) -> list[TrialSpec]:
+        return [trial for trial in self.plan.trials if trial.key not in self.settled]
+
+    def play(self, trials, launch, node, request, done) -> None:
+        for trial in trials:
+            self.started.append(trial.key)
+            end = self.ends[trial.key].pop(0)
+            if end == RAY:
+                raise RayEnded("Ray's raylet was killed under way.")
+            result = {"outcome": end, "evidence": "planted", "summary": {}, "run_id": "1f", "log": "stderr.log", "origin": {}}
+            if end in SETTLED:
+                self.done[trial.key] = end
+            if self.started.count(trial.key) > 1:
+                self.noisy.discard(trial.key)
+            if not done(trial, {"lost": "The actor died."} if end == "lost" else result):
+                return
+
+    def settled_keys(self, parent: str) -> dict[str, str]:
+        return self.done
+
+    def disturbed_once(self, parent: str) -> set[str]:
+        return self.noisy & self.done.keys()
+
+    def close_orphans(self, parent: str, folder: Path) -> None: ...
+
+    def clear(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("ends", "keys", "started", "failed"),
+    [
+        ({"a": "completed", "b": "shm_exhausted"}, {}, "a b", ""),
+        ({"a": "oom, completed", "b": "completed"}, {}, "a b a", ""),
+        ({"a": "oom, oom, oom", "b": "completed"}, {}, "a b a", "a"),
+        ({"a": "lost, oom, completed"}, {"max_restarts": 2}, "a a a", ""),
+        ({"a": "lost"}, {"max_restarts": 0}, "a", "a"),
+        ({"a": "crashed", "b": "timeout", "c": "data_error", "d": "shm_exhausted"}, {}, "a b c d", "a b c"),
+        ({"a": "completed", "b": "Ray ended, completed", "c": "completed"}, {}, "a b b c", ""),
+        ({"a": "oom, completed", "b": "Ray ended, completed"}, {}, "a b a b", ""),
+        ({"a": "oom, crashed", "b": "completed"}, {"on_failure": "stop"}, "a b a", "a"),
+        ({"a": "crashed", "b": "completed"}, {"on_failure": "stop"}, "a", "a"),
+        ({"a": "completed", "b": "oom, completed", "c": "completed"}, {"run_cap": 2}, "a b b", ""),
+    ],
+    ids=str,
+)
+def test_what_runs_and_what_fails(monkeypatch, ends: dict, keys: dict, started: str, failed: str) -> None:
+    played = Played(monkeypatch, ends, **keys)
+    assert [trial.key for trial in rounds.run(played, played.said.append)] == failed.split()
+    assert played.started == started.split()
+
+
+def test_a_ray_that_ends_once_too_often_ends_the_launch(monkeypatch) -> None:
+    played = Played(monkeypatch, {"a": "completed", "b": "Ray ended, Ray ended"})
+    with pytest.raises(RayEnded, match=r"raylet was killed under way\. What has ended is settled; the same command runs the rest"):
+        rounds.run(played, played.said.append)
+    assert played.started == ["a", "b", "b"]
+    assert "time 2 of 2 (max_restarts)" in played.said[1]
+
+
+def test_a_disturbed_trial_runs_once_more_even_when_ray_ends_meanwhile(monkeypatch) -> None:
+    played = Played(monkeypatch, {"a": "completed, Ray ended, completed", "b": "completed"}, disturbed=("a",))
+    assert rounds.run(played, played.said.append) == []
+    assert played.started == ["a", "b", "a", "a"]
+
+
+def test_each_failure_says_its_cause_its_log_and_what_follows(monkeypatch) -> None:
+    played = Played(monkeypatch, {"a": "oom, crashed", "b": "lost, completed", "c": "completed"}, run_cap=2)
+    rounds.run(played, played.said.append)
+    assert [line.strip() for line in played.said] == [
+        "1/3  a · repeat 1  oom: planted",
+        "see stderr.log of its MLflow run 1f; runs once more, 1 of 1 (max_restarts)",
+        "2/3  b · repeat 1  lost: The actor died.",
+        "what it wrote lies in /sweep/b until it is filed with its MLflow run; runs once more, 1 of 1 (max_restarts)",
+        "2/3  a · repeat 1  crashed: planted",
+        "see stderr.log of its MLflow run 1f",
+        "2/3  b · repeat 1",
+        "run_cap of 2 is reached: 1 trial is left, which the same command runs.",
+    ]
