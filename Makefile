@@ -23,7 +23,7 @@ check: $(VENV)/requirements-dev.done
 
 ui: $(VENV)/requirements.done
 	@echo "MLflow shows the sweeps of this folder at http://127.0.0.1:5000 (Ctrl-C ends it)"
-	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(RUN) -m mlflow server --host 127.0.0.1 --port 5000 \
+	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(RUN) -m mlflow server --host 127.0.0.1 --port 5000 \
 		--workers 1 --backend-store-uri sqlite:///mlflow.db --default-artifact-root mlartifacts
 
 # Both show sweeps of this folder's mlflow.db: make notebooks NAMES="first-look second"; make screenshots NAMES=first-look

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from sweeps.away import ALWAYS
 from tests.trees import wait_until
 
 PATIENCE_S = 120.0  # of a busy machine; a quiet one takes a second or two
@@ -26,7 +27,7 @@ def served(folder: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", "sqlite:///mlflow.db", "--default-artifact-root", "mlartifacts"]
-    variables = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    variables = os.environ | ALWAYS | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # it would start ten processes of its own
     process = subprocess.Popen(
         command, cwd=folder, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
