@@ -10,6 +10,7 @@ from sweeps import rounds
 from sweeps.config import Metric, SweepConfig
 from sweeps.plan import TrialSpec
 from sweeps.runner import RayEnded
+from sweeps.states import DISTURBED
 from sweeps.tracking import SETTLED
 
 RAY = "Ray ended"
@@ -27,18 +28,23 @@ class Played:
         self.ends = {key: words.split(", ") for key, words in ends.items()}
         self.config = SweepConfig(name="played", **keys)
         self.plan = SimpleNamespace(trials=[spec(key) for key in ends])
-        self.outlook, self.tracking = SimpleNamespace(foreseen_only=()), self
-        self.parent, self.node, self.folder, self.settled = "parent", None, Path("/sweep"), {}
-        self.noisy, self.done, self.started, self.said = set(disturbed), {}, [], []
+        self.outlook = SimpleNamespace(left=lambda settled, asked: self.plan.trials, expected_s=lambda trial: None)
+        self.machines = SimpleNamespace(running=lambda config, due: None, starts_ray=True)
+        self.asked, self.folder = SimpleNamespace(keys=None), Path("/sweep")
+        self.noisy, self.done, self.states, self.started, self.said = set(disturbed), {}, {}, [], []
         monkeypatch.setattr(rounds.runner, "run", self.play)
         monkeypatch.setattr(rounds, "launch_of", lambda sweep: None)
-        monkeypatch.setattr(rounds, "request", lambda *_: {})
+        monkeypatch.setattr(rounds, "settle_up", lambda sweep, patience_s=0.0: self.look())
 
     @property
     def left(self) -> list[TrialSpec]:
-        return [trial for trial in self.plan.trials if trial.key not in self.settled]
+        return [trial for trial in self.plan.trials if self.states.get(trial.key) not in SETTLED]
 
-    def play(self, trials, launch, node, request, done) -> None:
+    @property
+    def unsettled(self) -> list[TrialSpec]:
+        return [trial for trial in self.left if self.states.get(trial.key) != DISTURBED]
+
+    def play(self, trials, launch, session, done, hear, say) -> None:
         for trial in trials:
             self.started.append(trial.key)
             end = self.ends[trial.key].pop(0)
@@ -52,15 +58,8 @@ class Played:
             if not done(trial, {"lost": "The actor died."} if end == "lost" else result):
                 return
 
-    def settled_keys(self, parent: str) -> dict[str, str]:
-        return self.done
-
-    def disturbed_once(self, parent: str) -> set[str]:
-        return self.noisy & self.done.keys()
-
-    def close_orphans(self, parent: str, folder: Path) -> None: ...
-
-    def clear(self) -> None: ...
+    def look(self) -> None:
+        self.states = {key: DISTURBED if key in self.noisy else end for key, end in self.done.items()}
 
 
 @pytest.mark.parametrize(
