@@ -17,6 +17,9 @@ class BudgetPassed(KeyboardInterrupt):
     """`time_budget` has passed."""
 
 
+_passed = False  # whether it was the budget: Ray makes a plain KeyboardInterrupt of what a signal's handler raises while it waits
+
+
 @contextlib.contextmanager
 def interruptible(budget_s: float | None) -> Iterator[None]:
     """The first of the three that comes meanwhile raises KeyboardInterrupt here, and BudgetPassed after `budget_s` seconds."""
@@ -24,6 +27,8 @@ def interruptible(budget_s: float | None) -> Iterator[None]:
     heeded = [number for number in ENDS if before[number] != signal.SIG_IGN]  # a shell has background jobs ignore SIGINT
 
     def end(number: int, frame: FrameType | None) -> None:
+        global _passed
+        _passed = number == signal.SIGALRM
         for each in ENDS:
             signal.signal(each, signal.SIG_IGN)
         raise BudgetPassed if number == signal.SIGALRM else KeyboardInterrupt
@@ -37,6 +42,11 @@ def interruptible(budget_s: float | None) -> Iterator[None]:
         over()
         for number in heeded:
             signal.signal(number, before[number])
+
+
+def by_budget() -> bool:
+    """Whether the KeyboardInterrupt that was raised last is the time budget's."""
+    return _passed
 
 
 def over() -> None:

@@ -41,7 +41,9 @@ def run(sweep: Sweep, say: Say) -> list[TrialSpec]:
         rounds = _Rounds(sweep, view)
         try:
             rounds.run()
-        except interrupt.BudgetPassed:
+        except KeyboardInterrupt:
+            if not interrupt.by_budget():
+                raise
             passed = True
         finally:
             interrupt.over()
