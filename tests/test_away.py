@@ -222,7 +222,7 @@ def test_a_sweep_whose_server_goes_away_is_finished_by_the_same_command_and_no_t
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "View run" not in "".join([*lines, again.stdout, done.stdout])  # MLflow's own lines
-    assert ", 4 settled, 0 to run" in done.stdout
+    assert ", 4 settled; 0 to run" in done.stdout
     assert "4 completed" in done.stdout
     assert [path.name for path in (tmp_path / ".sweeps/away").iterdir()] == ["preflight.log"]
     client = connect(server.uri)
