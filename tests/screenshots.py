@@ -41,7 +41,7 @@ def main(sweep: str, folder: Path) -> None:
         keep(page, "mlflow-trial")
         page = new_page(browser, 1500, 760)
         page.goto(f"{pages}/{learned}/model-metrics")
-        page.get_by_placeholder("Search metric charts").fill("^(lr|loss/.*|accuracy/.*|snapshot/.*)$")
+        page.get_by_placeholder("Search metric charts").fill("^(loss|time)/")
         page.locator(".js-plotly-plot .scatterlayer .point").nth(20).wait_for()
         keep(page, "mlflow-charts")
         page = new_page(browser, 1500, 900)
