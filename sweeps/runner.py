@@ -47,7 +47,7 @@ ENVIRONMENT = {
 OWN = {"speech-sweeps": "own"}  # labels the nodes of a Ray that is some launch's own
 
 _template: Template | None = None  # of this Ray actor's process
-_work: tuple[list[TrialSpec], Launch] | None = None  # what the actor runs trials of, as its machine sees it
+_work: tuple[dict[str, TrialSpec], Launch] | None = None  # what the actor runs trials of, as its machine sees it
 
 
 class RayEnded(RuntimeError):
@@ -76,14 +76,13 @@ def run(trials: list[TrialSpec], launch: Launch, session: AbstractContextManager
         import ray
         from ray import tune
 
-        work = ray.put((trials, launch))  # fetched once by each actor; Tune would fetch its parameters for each trial anew
+        by_key = {trial.key: trial for trial in trials}
+        work = ray.put((by_key, launch))  # fetched once by each actor; Tune would fetch its parameters for each trial anew
         queue = _queue()
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_trial, work=[work]), request),
-            param_space={"index": tune.grid_search(list(range(len(trials))))},
-            tune_config=tune.TuneConfig(
-                reuse_actors=True, scheduler=queue, trial_dirname_creator=lambda trial: trials[trial.config["index"]].key
-            ),
+            param_space={"key": tune.grid_search([trial.key for trial in trials])},
+            tune_config=tune.TuneConfig(reuse_actors=True, scheduler=queue, trial_dirname_creator=_folder_of),
             run_config=tune.RunConfig(
                 storage_path=str(scratch), name="tune", verbose=0, callbacks=[_listener(trials, done, hear, say, queue.end)]
             ),
@@ -182,7 +181,12 @@ def _interrupted_without(needed: Collection[int]) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _trial(config: dict[str, int], work: list[Any]) -> None:
+def _folder_of(trial: Any) -> str:
+    """Of Tune's own. Tune writes this function down with every trial, so nothing that grows with the sweep may hang on it."""
+    return trial.config["key"]
+
+
+def _trial(config: dict[str, str], work: list[Any]) -> None:
     """The Ray trainable: relays one trial, in the actor's process. `work`: a reference to all trials and their launch."""
     import ray
     from ray import tune
@@ -195,7 +199,7 @@ def _trial(config: dict[str, int], work: list[Any]) -> None:
     if _template is None or _template.ended:
         _template = Template(launch.started_in)
     with machine.held(launch.exclusive, launch.who, lambda holder: tune.report({"waits_for": holder})):
-        ended = run_trial(_template, trials[config["index"]], launch, tune.report)
+        ended = run_trial(_template, trials[config["key"]], launch, tune.report)
     tune.report(ended._asdict() | {"outcome": ended.outcome.name, "evidence": ended.outcome.evidence})
 
 
@@ -227,22 +231,22 @@ def _listener(trials: list[TrialSpec], done: Ended, hear: Tell, say: Say, end: C
             return tune.Callback, ()  # Tune writes all its settings to a file, which nobody reads
 
         def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            hear(specs[trial.config["index"]], {"started": True})
+            hear(specs[trial.config["key"]], {"started": True})
 
         def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
             if "epoch" in result:
-                hear(specs[trial.config["index"]], result)
+                hear(specs[trial.config["key"]], result)
             elif "waits_for" in result:
                 with contextlib.redirect_stdout(sys.__stdout__):
                     say(f"{result['waits_for']} holds {result['hostname']}: the next trial there waits")
 
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             if "outcome" in trial.last_result:  # else the queue was ended before it started
-                tell(specs[trial.config["index"]], trial.last_result)
+                tell(specs[trial.config["key"]], trial.last_result)
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             lost = str(trial.get_error()).strip().splitlines()[-1] if trial.get_error() else "its Ray actor ended"
-            tell(specs[trial.config["index"]], {"lost": lost})
+            tell(specs[trial.config["key"]], {"lost": lost})
 
     def tell(spec: TrialSpec, result: dict[str, Any]) -> None:
         with contextlib.redirect_stdout(sys.__stdout__):
@@ -250,5 +254,5 @@ def _listener(trials: list[TrialSpec], done: Ended, hear: Tell, say: Say, end: C
         if not go_on:
             end()
 
-    specs = trials
+    specs = {trial.key: trial for trial in trials}
     return Listener()
