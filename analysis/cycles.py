@@ -7,12 +7,13 @@ one that was cut short had a smaller budget. `cycle_accuracies` gives the figure
 
 import json
 import math
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
-from analysis.page import grid, heading, outcome_words
+from analysis.page import WIDTH, grid, heading, outcome_words
 from analysis.runs import Comparable, comparable
 from analysis.statistics import FEWEST_PAIRS, Interval, paired_difference, wilson
 
@@ -125,7 +126,7 @@ def _table(rows: pd.DataFrame, markdown: bool) -> str:
     title = heading("Validation accuracy by SGDR cycle length", first, markdown)
     texts = [_texts(row, markdown) for row in rows.itertuples()]
     align = ["left", "right", "left", "left", "left", "right", "left", "right", "right"]
-    return "\n".join([title, grid(HEADERS, texts, align, markdown), "", _caption(rows)])
+    return "\n".join([title, grid(HEADERS, texts, align, markdown), "", _caption(rows, markdown)])
 
 
 def _texts(row: Any, markdown: bool) -> list[str]:
@@ -159,7 +160,7 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
 
 
-def _caption(rows: pd.DataFrame) -> str:
+def _caption(rows: pd.DataFrame, markdown: bool) -> str:
     lines = ["Mean ± standard deviation over n completed trials; train: median seconds of all epochs."]
     lines += [f"Not counted, cycles of {row.schedule}: {row.outcomes}." for row in rows.itertuples() if row.outcomes]
     lines += [f"Not run yet, cycles of {row.schedule}: {row.not_run}." for row in rows.itertuples() if row.not_run]
@@ -171,4 +172,4 @@ def _caption(rows: pd.DataFrame) -> str:
         lines.append(
             f"With {clips:.0f} validation clips one accuracy of {100 * best:.1f} % is known to {low:.1f}-{high:.1f} % (95 %, Wilson)."
         )
-    return "\n".join(lines)
+    return "\n".join(lines if markdown else [textwrap.fill(line, WIDTH) for line in lines])
