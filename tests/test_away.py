@@ -235,5 +235,5 @@ def test_a_sweep_whose_server_goes_away_is_finished_by_the_same_command_and_no_t
 
 
 def parent_named(client, experiment: str, name: str) -> str:
-    (parent,) = search_all(client, experiment, f"tags.sweep = '{name}'")
+    (parent,) = search_all(client, experiment, f"tags.kind = 'sweep' and tags.sweep = '{name}'")
     return parent.info.run_id
