@@ -28,6 +28,7 @@ from sweeps.tree import HandKeptTree, adopt_orphans, die_with_parent, reap, set_
 
 SAMPLE_S = 0.01  # how often /dev/shm is looked at
 INIT_NAME, TRIAL_NAME = "sweep-init", "sweep-trial"  # what ps calls these processes, and how sweeps/hygiene.py knows them
+WORKER_DIES_S = 1.0  # from its sockets' end to its death's notice: its memory is freed in between
 OOM_SCORE = 500  # the OOM killer takes the training process before what watches it
 
 Record = dict[str, Any]
@@ -176,10 +177,26 @@ def _train(parent: int, work: Run, arguments: dict[str, Any], records: int, gaug
         work(arguments, lambda record: write_record(records, record), gauge)
         code = 0
     except BaseException as error:
-        text = traceback.format_exc()
+        error = _last_word(error)
+        text = "".join(traceback.format_exception(error))
         write_record(records, {"kind": "error", "type": type(error).__name__, "message": str(error), "traceback": text})
     finally:
         os._exit(code)
+
+
+def _last_word(error: BaseException) -> BaseException:
+    """What names the death of a loader worker, where `error` is only the first thing that it broke.
+
+    A dying worker closes its sockets before its parent hears of it. Torch raises in the parent's SIGCHLD handler, wherever the parent
+    is by then: even in the handling of `error`, where it would be lost.
+    """
+    try:
+        if isinstance(error, (OSError, EOFError)):
+            time.sleep(WORKER_DIES_S)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except Exception as named:
+        return named
+    return error
 
 
 def write_record(pipe: int, record: Record) -> None:
