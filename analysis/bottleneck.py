@@ -1,8 +1,9 @@
 """What bounds an epoch now, and what would help next: said of a row of table 2, with the figures it follows from.
 
-The one idea is that each of four can be asked how much of the epoch it was at work for: the accelerator within its steps, the CPU
-preparing batches, the start of workers with the fill before the first batch, and, where the loop waits for longer than anything computes,
-reads. Whichever was at work longest bounds the epoch; below half of it none does by itself. A rule that lacks a figure says nothing.
+The one idea is that each of four can be asked how much of the epoch it was at work for: the accelerator within its steps, the start of
+workers with the fill before the first batch, and, where batches were not ready when the loop asked for them, the CPU preparing them, or
+reads, if the loop waits for longer than anything computes and there were any. Whichever was at work longest bounds the epoch; below half
+of it none does by itself. Workers that keep up bound nothing, however busy their cores. A rule that lacks a figure says nothing.
 """
 
 import math
@@ -20,6 +21,7 @@ NAMES = {
     "preparation": "CPU preparation",
     "reads": "reads",
     "starting": "start-up and fill",
+    "unknown": "waiting that these figures don't explain",
 }
 CHEAPER = {  # a form -> one whose clips take the workers less CPU (make bench-forms)
     "png": "the form packed or device, or wav, which take less CPU than png",
@@ -39,7 +41,7 @@ class Bound(NamedTuple):
 
 def bound(row: Any, trial: pd.Series) -> Bound | None:
     """Of a row of `epochs.epoch_parts`; `trial`: one of its trials, for its parameters. None where a figure is missing."""
-    found = shares(row)
+    found = shares(row, trial)
     if not found:
         return None
     by = max(found, key=lambda name: found[name])
@@ -49,33 +51,57 @@ def bound(row: Any, trial: pd.Series) -> Bound | None:
     return Bound(by, found[by], _because(by, row), _next(by, row, trial))
 
 
-def shares(row: Any) -> dict[str, float]:
-    """Which part of the epoch each was at work for, by the keys of NAMES; empty where a figure is missing.
+def shares(row: Any, trial: pd.Series) -> dict[str, float]:
+    """Which part of the epoch each was at work for, by the keys of NAMES; empty where a figure is missing."""
+    needed = [row.epoch_s, row.step_s, row.fill_s, row.wait_s, row.main_cpu_s, row.cores, row.machine_cores]
+    needed += [row.start_s, row.preparing, row.occupancy] if row.num_workers else []
+    if any(map(math.isnan, needed)):
+        return {}
+    found = {"accelerator": row.step_s} | (_of_workers(row, trial) if row.num_workers else _in_turn(row, trial))
+    return {name: seconds / row.epoch_s for name, seconds in found.items()}
 
-    Without workers all is done in turn, and there is no start. CPU time then tells preparation from reads, since waiting takes none;
-    on device cpu the step's seconds are taken off it.
+
+def _of_workers(row: Any, trial: pd.Series) -> dict[str, float]:
+    """Seconds that workers were at work for; of batches that were ready it doesn't matter how."""
+    starting = {"starting": row.start_s + row.fill_s}
+    if row.occupancy >= HALF:
+        return starting
+    of_all = 0.0 if row.device == "cpu" else row.cores / row.machine_cores  # there the steps' threads are most of it
+    computed_s = row.epoch_s * max(of_all, row.preparing)
+    waiting = {"reads" if _read(row, trial) else "unknown": row.wait_s} if row.wait_s > computed_s else {}
+    return starting | {"preparation": computed_s} | waiting
+
+
+def _in_turn(row: Any, trial: pd.Series) -> dict[str, float]:
+    """Without workers there is no start, and CPU time tells preparation from reads, since waiting takes none.
+
+    What steps took is taken off it: on device cpu between one core and all threads, on cuda one, which waits for the device.
     """
     waited_s = row.fill_s + row.wait_s
-    if row.num_workers == 0:
-        computed_s = row.main_cpu_s - (row.step_s if row.device == "cpu" else 0.0)
-        loading = "preparation" if computed_s >= HALF * waited_s else "reads"
-        found = {"accelerator": row.step_s, loading: waited_s}
-        return (
-            {}
-            if math.isnan(computed_s + waited_s + row.machine_cores)
-            else {name: seconds / row.epoch_s for name, seconds in found.items()}
-        )
-    computing = row.preparing if row.device == "cpu" else max(row.preparing, row.cores / row.machine_cores)
-    found = {"accelerator": row.step_s / row.epoch_s, "preparation": computing, "starting": (row.start_s + row.fill_s) / row.epoch_s}
-    if row.wait_s / row.epoch_s > computing:
-        found["reads"] = row.wait_s / row.epoch_s
-    return {} if any(map(math.isnan, (*found.values(), row.machine_cores))) else found
+    steps_s = row.step_s if row.device in ("cpu", "cuda") else row.step_s * _host_part(trial)
+    most_s = row.main_cpu_s - steps_s
+    least_s = most_s - (row.step_s * (float(trial.get("threads", 1)) - 1) if row.device == "cpu" else 0.0)
+    read = _read(row, trial)
+    if least_s >= HALF * waited_s or (most_s >= HALF * waited_s and not read):
+        return {"preparation": waited_s}
+    return {"reads" if read and most_s < HALF * waited_s else "unknown": waited_s}
+
+
+def _host_part(trial: pd.Series) -> float:
+    """The share of a paced step that is the host's CPU."""
+    host_s, step_s = (float(trial.get(f"device.{name}", 0.0)) for name in ("host_s", "step_s"))
+    return host_s / (host_s + step_s) if host_s > 0 else 0.0
+
+
+def _read(row: Any, trial: pd.Series) -> bool:
+    """Whether anything was read that could be waited for."""
+    return row.read_bytes > 0 or trial.get("corpus.read_latency_s", 0.0) > 0
 
 
 def words(found: Bound, who: str) -> str:
     """'What bounds an epoch of 2 workers: CPU preparation. 1.84 of 2 cores are at work ...'."""
     by = f"{NAMES[found.by]}. " if found.by in NAMES else ""
-    return f"What bounds an epoch with {who}: {by}{found.because}." + (f" Next: {found.next}." if found.next else "")
+    return f"What bounds an epoch of {who}: {by}{found.because}." + (f" Next: {found.next}." if found.next else "")
 
 
 def _because(by: str, row: Any) -> str:
@@ -86,13 +112,17 @@ def _because(by: str, row: Any) -> str:
         case "accelerator":
             where = "on the host's cores" if row.device == "cpu" else "of the accelerator"
             return f"Steps {where} take {seconds(row.step_s)} of {epoch} s, and {waits}"
-        case "preparation" if row.preparing > row.cores / row.machine_cores:  # more workers could compute at once than there are
+        case "preparation" if row.device == "cpu" and not row.num_workers:
+            return f"{waits[0].upper()}{waits[1:]}, which the same process prepares"
+        case "preparation" if row.device == "cpu" or row.preparing > row.cores / row.machine_cores:  # more could compute than do
             return f"Each worker computes for {_percent(row.preparing)} of an epoch, and {waits}"
         case "preparation":
             return f"{busy[0].upper()}{busy[1:]}, and {waits}"
         case "reads":
             stored = f", {row.read_bytes / 2**20:,.1f} MiB an epoch come from storage" if row.read_bytes > 0 else ""
             return f"{waits[0].upper()}{waits[1:]} while {busy}{stored}"
+        case "unknown":
+            return f"{waits[0].upper()}{waits[1:]} while {busy}: look whether something else used the machine"
         case _:
             return f"Starting workers takes {seconds(row.start_s)} s and the first batch {seconds(row.fill_s)} s of {epoch} s"
 
@@ -118,12 +148,12 @@ def _main_help(by: str, row: Any, trial: pd.Series) -> Iterator[str]:
 
 
 def _persistence(row: Any, trial: pd.Series) -> Iterator[str]:
-    if row.num_workers and not trial.get("loader.persistent_workers", True) and row.start_s >= NOTABLE * row.epoch_s:
+    if row.num_workers and trial.get("loader.persistent_workers") is False and row.start_s >= NOTABLE * row.epoch_s:
         yield f"persistent_workers, as starting them anew takes {_seconds(row)(row.start_s)} s of every epoch"
 
 
 def _pinning(row: Any, trial: pd.Series) -> Iterator[str]:
-    if row.device == "cuda" and not trial.get("loader.pin_memory", True):
+    if row.device == "cuda" and trial.get("loader.pin_memory") is False:
         yield f"pin_memory, as copies that wait for the host are part of the {_seconds(row)(row.step_s)} s of steps"
 
 

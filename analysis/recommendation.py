@@ -8,6 +8,7 @@ there is, counts only where no other does. `advise` decides, `sentences` says it
 (bottleneck.py).
 """
 
+import functools
 import math
 import textwrap
 from collections import Counter
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis.bottleneck import Bound, bound, words
-from analysis.epochs import epoch_parts_of
+from analysis.epochs import parts
 from analysis.page import WIDTH, decimals
 from analysis.runs import Comparable
 from analysis.statistics import FEWEST_PAIRS, WIDE, Interval, paired_change
@@ -93,18 +94,22 @@ def recommendations(frame: pd.DataFrame) -> pd.DataFrame:
     return found.astype({"num_workers": "Int64", "fastest_workers": "Int64"}) if len(found) else found
 
 
-def bound_of(group: Comparable, workers: int) -> Bound | None:
-    """What bounds an epoch of this group with so many workers; None where it isn't known."""
-    rows = epoch_parts_of(group)
-    row = next((row for row in rows.itertuples() if row.num_workers == workers), None)
-    return bound(row, group.trials[group.trials[WORKERS] == workers].iloc[0]) if row else None
+def bound_of(group: Comparable, cell: Cell) -> Bound | None:
+    """What bounds an epoch of this cell; None where it isn't known."""
+    sizes = group.trials[SHM]
+    trials = group.trials[
+        (group.trials[WORKERS] == cell.workers) & (sizes.isna() if math.isinf(cell.shm_bytes) else sizes == cell.shm_bytes)
+    ]
+    figures = parts(trials)
+    (row,) = pd.DataFrame([{"num_workers": cell.workers, **figures}]).itertuples()
+    return bound(row, trials.iloc[0]) if figures["n"] else None
 
 
 def _tidy(group: Comparable) -> dict[str, Any]:
     advice = advise(group)
     cell, fastest = advice.cell, advice.fastest
     change = advice.change or Interval(math.nan, math.nan, math.nan)
-    limit = bound_of(group, chosen.workers) if (chosen := cell or fastest) else None
+    limit = bound_of(group, chosen) if (chosen := cell or fastest) else None
     return {
         **group.labels,
         "num_workers": cell.workers if cell else None,
@@ -126,8 +131,8 @@ def _of_group(group: Comparable, several: bool) -> Iterator[str]:
     """What to choose; and, of that or else of the fastest cell, what bounds it."""
     yield _sentence(group, several)
     advice = advise(group)
-    if (cell := advice.cell or advice.fastest) and (limit := bound_of(group, cell.workers)):
-        yield words(limit, _workers(cell))
+    if (cell := advice.cell or advice.fastest) and (limit := bound_of(group, cell)):
+        yield words(limit, _named(cell, group))
 
 
 def _cells(trials: pd.DataFrame) -> Iterator[Cell]:
@@ -138,12 +143,8 @@ def _cells(trials: pd.DataFrame) -> Iterator[Cell]:
 
 
 def _sentence(group: Comparable, several: bool) -> str:
-    advice, several_sizes = advise(group), len(group.values(SHM)) > 1
+    advice, named = advise(group), functools.partial(_named, group=group)
     where = ", ".join([f"block {group.block}", *filter(None, [group.varied, group.surroundings if several else ""])])
-
-    def named(cell: Cell) -> str:
-        return f"{_workers(cell)} with shm {_size(cell)}" if several_sizes else _workers(cell)
-
     if advice.fastest is None:
         return f"No recommendation for {where}: there is no cell whose trials all completed."
     if advice.cell is None:
@@ -164,13 +165,16 @@ def _sentence(group: Comparable, several: bool) -> str:
         said += ", the fastest."
     if len(group.forecast_only):
         said += " Cells that were forecast and not measured are not compared."
+    if len(group.not_run):
+        said += f" Not run yet, and not compared: {len(group.not_run)} planned trial{'s' * (len(group.not_run) > 1)}."
     if pd.notna(advice.cell.foreseen_bytes):
         said += f" It may overflow when rates change: its loader can take {advice.cell.foreseen_bytes / 2**20:,.1f} MiB of /dev/shm."
     return said
 
 
-def _workers(cell: Cell) -> str:
-    return f"{cell.workers} worker{'' if cell.workers == 1 else 's'}"
+def _named(cell: Cell, group: Comparable) -> str:
+    workers = f"{cell.workers} worker{'' if cell.workers == 1 else 's'}"
+    return f"{workers} with shm {_size(cell)}" if len(group.values(SHM)) > 1 else workers
 
 
 def _size(cell: Cell) -> str:

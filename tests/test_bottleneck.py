@@ -8,6 +8,7 @@ import pytest
 from analysis.bottleneck import bound, shares, words
 from analysis.recommendation import recommendations, sentences
 from analysis.runs import sweep_runs
+from tests.conftest import trial_key
 
 TRIAL = pd.Series({"loader.form": "png", "loader.persistent_workers": True, "loader.pin_memory": True})
 
@@ -15,7 +16,8 @@ TRIAL = pd.Series({"loader.form": "png", "loader.persistent_workers": True, "loa
 def row(**figures):
     """Two workers on two cores; all seconds of an epoch of 2 s."""
     spans = {"start_s": 0.0, "fill_s": 0.1, "wait_s": 0.1, "step_s": 0.5, "other_s": 0.1}
-    plain = {"num_workers": 2, "device": "paced", "epoch_s": 2.0, "cores": 0.4, "machine_cores": 2.0, "preparing": 0.1, "main_cpu_s": 0.2}
+    plain = {"num_workers": 2, "device": "paced", "epoch_s": 2.0, "cores": 0.4, "machine_cores": 2.0, "preparing": 0.1, "main_cpu_s": 0.2,
+             "occupancy": 0.1}  # fmt: skip
     (found,) = pd.DataFrame([spans | plain | {"read_bytes": 0.0} | figures]).itertuples()
     return found
 
@@ -36,6 +38,11 @@ PLANTED = {
         "reads. The loop waits 1.40 of 2.00 s for batches while 0.40 of 2 cores are at work, 10.0 MiB an epoch come from storage. "
         "Next: faster storage, or a warm page cache. At most 75 % can be spared: steps alone take 0.50 s.",
     ),
+    "unknown": (
+        row(cores=0.4, wait_s=1.3),
+        "waiting that these figures don't explain. The loop waits 1.40 of 2.00 s for batches while 0.40 of 2 cores are at work: look "
+        "whether something else used the machine.",
+    ),
     "starting": (
         row(start_s=0.3, fill_s=0.9),
         "start-up and fill. Starting workers takes 0.30 s and the first batch 0.90 s of 2.00 s. Next: smaller batches, which fill sooner: "
@@ -53,18 +60,50 @@ def test_what_was_at_work_longest_bounds_the_epoch_and_is_quoted(by):
     figures, said = PLANTED[by]
     found = bound(figures, TRIAL)
     assert found.by == by
-    assert words(found, "2 workers") == f"What bounds an epoch with 2 workers: {said}"
+    assert words(found, "2 workers") == f"What bounds an epoch of 2 workers: {said}"
 
 
 def test_a_single_worker_at_work_all_the_time_is_preparation_though_a_core_is_free():
     assert bound(row(num_workers=1, cores=1.0, preparing=0.9, wait_s=1.2), TRIAL).by == "preparation"
 
 
-@pytest.mark.parametrize(("main_cpu_s", "device", "by"), [(1.4, "paced", "preparation"), (0.3, "paced", "reads"), (0.7, "cpu", "reads")])
-def test_without_workers_cpu_time_tells_preparation_from_reads(main_cpu_s, device, by):
-    figures = row(num_workers=0, preparing=math.nan, wait_s=1.3, main_cpu_s=main_cpu_s, device=device)
-    assert set(shares(figures)) == {"accelerator", by}
-    assert bound(figures, TRIAL).share == pytest.approx(0.7)
+def test_workers_that_keep_up_bound_nothing_however_busy_their_cores():
+    figures = {"step_s": 1.5, "cores": 1.9, "preparing": 0.9}
+    assert bound(row(**figures, occupancy=0.97), TRIAL).by == "accelerator"
+    assert bound(row(**figures, occupancy=0.1), TRIAL).by == "preparation"
+
+
+@pytest.mark.parametrize(
+    ("device", "main_cpu_s", "read_bytes", "by"),
+    [
+        ("paced", 1.4, 5e8, "preparation"),
+        ("paced", 0.3, 5e8, "reads"),
+        ("paced", 0.3, 0.0, "unknown"),
+        ("cpu", 1.0 + 1.0, 0.0, "preparation"),  # steps of 0.5 s take one to two cores, half to one second of it
+        ("cpu", 1.0 + 0.3, 5e8, "unknown"),  # 0.3 s or 0.8 s of 1.4 s were computed
+        ("cpu", 1.0 + 0.3, 0.0, "preparation"),
+        ("cpu", 1.0, 5e8, "reads"),
+        ("cuda", 0.5 + 1.0, 5e8, "preparation"),
+        ("cuda", 0.5 + 0.3, 5e8, "reads"),
+    ],
+)
+def test_without_workers_cpu_time_besides_the_steps_tells_preparation_from_reads(device, main_cpu_s, read_bytes, by):
+    figures = row(num_workers=0, preparing=math.nan, wait_s=1.3, main_cpu_s=main_cpu_s, device=device, read_bytes=read_bytes)
+    trial = pd.Series(dict(TRIAL) | {"threads": "2"})
+    assert set(shares(figures, trial)) == {"accelerator", by}
+    assert bound(figures, trial).share == pytest.approx(0.7)
+
+
+def test_what_a_paced_step_burns_is_no_preparation():
+    trial = pd.Series(dict(TRIAL) | {"device.host_s": 0.03, "device.step_s": 0.01})
+    figures = {"num_workers": 0, "preparing": math.nan, "wait_s": 0.6, "step_s": 1.2, "read_bytes": 5e8}
+    assert set(shares(row(**figures, main_cpu_s=0.9 + 0.1), trial)) == {"accelerator", "reads"}
+    assert set(shares(row(**figures, main_cpu_s=0.9 + 0.6), trial)) == {"accelerator", "preparation"}
+
+
+def test_reads_that_wait_on_purpose_are_reads_though_nothing_came_from_storage():
+    trial = pd.Series(dict(TRIAL) | {"corpus.read_latency_s": 0.02})
+    assert bound(row(cores=0.4, wait_s=1.3), trial).by == "reads"
 
 
 def test_steps_on_the_host_are_called_so_and_its_threads_are_no_preparation():
@@ -87,7 +126,7 @@ def test_copies_that_are_not_pinned_are_told_on_a_gpu_only():
     assert pinning not in bound(row(step_s=1.8), trial).next
 
 
-@pytest.mark.parametrize("missing", ["preparing", "step_s", "machine_cores", "fill_s"])
+@pytest.mark.parametrize("missing", ["preparing", "step_s", "machine_cores", "fill_s", "main_cpu_s", "cores", "occupancy"])
 def test_a_rule_that_lacks_a_figure_says_nothing(missing):
     assert bound(row(**{missing: math.nan}), TRIAL) is None
 
@@ -95,8 +134,8 @@ def test_a_rule_that_lacks_a_figure_says_nothing(missing):
 def test_it_is_said_of_the_recommended_cell_with_table_2s_own_figures(first_look):
     frame = sweep_runs("first-look", first_look.uri)
     assert sentences(frame, markdown=True)[1] == (
-        "What bounds an epoch with 2 workers: CPU preparation. 1.88 of 2 cores are at work, and the loop waits 0.49 of 1.54 s for batches. "
-        "Next: the form packed or device, which take less CPU than wav. At most 36 % can be spared: steps alone take 0.99 s."
+        "What bounds an epoch of 2 workers with shm 1G: CPU preparation. 1.88 of 2 cores are at work, and the loop waits 0.49 of 1.54 s "
+        "for batches. Next: the form packed or device, which take less CPU than wav. At most 36 % can be spared: steps alone take 0.99 s."
     )
     (choice,) = recommendations(frame).itertuples()
     assert (choice.block, choice.num_workers, choice.shm_size, choice.bound) == ("workers", 2, "1G", "preparation")
@@ -106,3 +145,17 @@ def test_it_is_said_of_the_recommended_cell_with_table_2s_own_figures(first_look
 def test_a_worker_fewer_than_cores_is_quoted_by_itself():
     found = bound(row(num_workers=1, cores=1.0, preparing=0.9, wait_s=1.2), TRIAL)
     assert found.because == "Each worker computes for 90 % of an epoch, and the loop waits 1.30 of 2.00 s for batches"
+
+
+def test_it_is_said_of_the_recommended_cell_and_not_of_its_count_in_another_shm(tracking, plant):
+    steady = {"step_s": 1.0, "other_s": 0.0, "start_s": 0.0, "fill_s": 0.1, "main_cpu_s": 1.0, "worker_cpu_s": 0.5, "occupancy": 0.9}
+    cells = [{"loader.num_workers": workers, "loader.shm_size": size << 20} for workers in (0, 2) for size in (64, 1024)]
+    plan = [{"key": trial_key("workers", cell, repeat)} for cell in cells for repeat in (1, 2, 3)]
+    parent = tracking.start_sweep("first-look", "", plan, "")
+    for size, wait_s in ((64, 0.1), (1024, 3.0)):
+        for repeat in (1, 2, 3):
+            figures = steady | {"wait_s": wait_s, "epoch_s": 1.1 + wait_s}
+            plant(parent, {"loader.num_workers": 2, "loader.shm_size": size << 20}, repeat, tags={"cores": 2}, **figures)
+            plant(parent, {"loader.num_workers": 0, "loader.shm_size": size << 20}, repeat, tags={"cores": 2}, epoch_s=9.0)
+    said = sentences(sweep_runs("first-look", tracking.uri), markdown=True)[1]
+    assert said.startswith("What bounds an epoch of 2 workers with shm 64M: the accelerator. Steps on the host's cores take 1.00 of 1.20 s")

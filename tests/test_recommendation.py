@@ -65,6 +65,18 @@ def test_the_fastest_where_all_that_ask_for_less_are_slower(tracking, plant):
     ]
 
 
+def test_trials_that_have_not_run_yet_are_told(tracking, plant):
+    trials = [({"loader.num_workers": workers}, repeat) for workers in (0, 1, 4) for repeat in (1, 2, 3)]
+    plan = [{"key": trial_key("workers", *trial), "block": "workers", "repeat": trial[1], "swept": trial[0]} for trial in trials]
+    parent = tracking.start_sweep("first-look", "", plan, "")
+    for swept, repeat in trials[:6]:
+        plant(parent, swept, repeat, epoch_s=2.0 - swept["loader.num_workers"])
+    assert sentences(sweep_runs("first-look", tracking.uri), markdown=True) == [
+        "Recommended for block workers: 1 worker, 1.00 s an epoch, the fastest. Of those that ask for less the next, 0 workers, "
+        "takes 2.00 s: +100% (+100% to +100%). Not run yet, and not compared: 3 planned trials."
+    ]
+
+
 def test_none_asks_for_less_than_no_workers(tracking, plant):
     frame = plant_sweep(tracking, plant, {(0, None): FAST, (2, None): times(2)})
     assert sentences(frame) == ["Recommended for block workers: 0 workers, 1.00 s an epoch, the fastest."]

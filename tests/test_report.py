@@ -56,7 +56,7 @@ def test_it_needs_neither_network_nor_script(made):
 
 def test_it_holds_the_recommendation_first_then_the_tables_the_pictures_and_the_rest(made):
     order = [
-        "Recommended for block workers: 2 workers with shm 1G", "What bounds an epoch with 2 workers: CPU preparation.",
+        "Recommended for block workers: 2 workers with shm 1G", "What bounds an epoch of 2 workers with shm 1G: CPU preparation.",
         "Recommended for block cycles: one long cosine", "Sweep first-look: 30 completed, 6 overflowed", "Block workers",
         "Epoch seconds by num_workers and shm_size", "Where an epoch goes", "Forecast and measured", "Block cycles",
         "Validation accuracy by SGDR cycle length", "What was disturbed", "Machines and versions", "The file", "Once more",
