@@ -2,12 +2,14 @@
 
 import contextlib
 import difflib
+import functools
 import gc
 import json
 import os
 import tempfile
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PAGE = 1000  # runs that MLflow is asked for at a time
+FEW = 50  # so many a server gives at once
+SIDE_BY_SIDE = 4  # questions to a server, as many as the processes that MLflow starts
 
 
 def resolve_uri(uri: str) -> str:
@@ -67,15 +71,35 @@ def connect(uri: str) -> "MlflowClient":
 
 @uncollected()
 def search_all(client: "MlflowClient", experiment_id: str, query: str) -> "list[Run]":
-    """Every run that matches, newest first, page by page."""
+    """Every run that matches, newest first.
+
+    A server takes seconds of one of its processes for a thousand, and has several: it is asked for shares side by side, by the first
+    digit of the runs' ids, which are random.
+    """
+    few, more = _page(client, experiment_id, query, FEW if client.tracking_uri.startswith("http") else PAGE)
+    if not more:
+        return few
+    if not client.tracking_uri.startswith("http"):
+        return few + _pages(client, experiment_id, query, more)
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        queries = [f"{query} and attributes.run_id LIKE '{digit}%'" for digit in "0123456789abcdef"]
+        shares = pool.map(functools.partial(_pages, client, experiment_id), queries)
+        return sorted((run for share in shares for run in share), key=lambda run: run.info.start_time, reverse=True)
+
+
+def _pages(client: "MlflowClient", experiment_id: str, query: str, token: str | None = None) -> "list[Run]":
+    """All pages, or those from `token` on."""
     runs: list[Run] = []
-    token = None
     while True:
-        page = client.search_runs([experiment_id], query, max_results=PAGE, order_by=["attributes.start_time DESC"], page_token=token)
+        page, token = _page(client, experiment_id, query, PAGE, token)
         runs += page
-        token = page.token
         if not token:
             return runs
+
+
+def _page(client: "MlflowClient", experiment_id: str, query: str, most: int, token: str | None = None) -> "tuple[list[Run], str | None]":
+    page = client.search_runs([experiment_id], query, max_results=most, order_by=["attributes.start_time DESC"], page_token=token)
+    return list(page), page.token or None
 
 
 def find_sweep(name: str, uri: str, experiment: str) -> "tuple[MlflowClient, Run]":

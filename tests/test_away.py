@@ -15,12 +15,15 @@ from mlflow.exceptions import MlflowException, RestException
 from sqlalchemy.exc import OperationalError
 
 from speech.config import Pinned
+from sweeps import tracker
 from sweeps.away import TrackerAway, asked, is_away, reason
 from sweeps.isolation import Template
 from sweeps.outbox import deliver, left_in, told, waits
 from sweeps.relay import Launch, run_trial
 from sweeps.shm_fit import fit
-from sweeps.tracking import Tracking, connect, search_all
+from sweeps.tracker import find_sweep
+from sweeps.tracking import Tracking, children, connect, search_all
+from tests.conftest import plant_trial
 from tests.servers import Server
 from tests.test_relay import launch_of, spec_of
 from tests.trees import ROOT, can_isolate
@@ -237,3 +240,17 @@ def test_a_sweep_whose_server_goes_away_is_finished_by_the_same_command_and_no_t
 def parent_named(client, experiment: str, name: str) -> str:
     (parent,) = search_all(client, experiment, f"tags.kind = 'sweep' and tags.sweep = '{name}'")
     return parent.info.run_id
+
+
+def test_a_server_that_is_asked_side_by_side_gives_each_run_once_newest_first(server, empty_database, monkeypatch):
+    if not server.process:
+        server.start()
+    tracking = Tracking(f"sqlite:///{server.database}", "many")
+    parent = tracking.start_sweep("many", "", [], "")
+    for number in range(40):
+        plant_trial(tracking, parent, {"loader.num_workers": number}, epoch_s=1.0)
+    client, run = find_sweep("many", server.uri, "many")
+    alone = [child.info.run_id for child in children(tracking.client, run)]
+    monkeypatch.setattr(tracker, "FEW", 10)
+    assert [child.info.run_id for child in children(client, run)] == alone
+    assert len(set(alone)) == 40
