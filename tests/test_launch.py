@@ -145,6 +145,7 @@ def test_settled_trials_do_not_run_again_and_a_new_repeat_does(launched, tones) 
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_settled_trial_that_rerun_names_runs_again_and_no_other_does(launched, runs) -> None:
     folder, _ = launched
     key = next(trial.key for trial in runs.itertuples() if trial.block == "workers" and trial.outcome == "completed")

@@ -86,8 +86,11 @@ def test_a_hang_whose_workers_lost_their_stderr_is_found_by_the_room_that_is_lef
 
 @pytest.mark.parametrize(
     ("shm_mib", "accident", "sure_to_fit"),
-    [(64, "nap", False), (3.5, "work", False), (3.5, "nap", True)],
-    ids=["asleep on a roomy shm", "at work on a tight one", "asleep on a tight one that is sure to fit"],
+    [
+        pytest.param(64, "nap", False, id="asleep on a roomy shm", marks=pytest.mark.slow),
+        pytest.param(3.5, "work", False, id="at work on a tight one"),
+        pytest.param(3.5, "nap", True, id="asleep on a tight one that is sure to fit", marks=pytest.mark.slow),
+    ],
 )
 def test_a_slow_loader_is_waited_for(template, tmp_path, shm_mib: float, accident: str, sure_to_fit: bool) -> None:
     """With one worker and no more than two batches under way, three of 1 MiB are all there can be, and the queues' 11 pages."""
