@@ -146,6 +146,8 @@ def _sentence(model: type[BaseModel], path: KeyPath, details: list[ErrorDetails]
         return f"{shown(given)} has {context['actual_length']} values. Write {limit}."
     if kind == "string_too_short":
         return "'' is empty. Write a word."
+    if [each["type"] for each in details] == ["model_type"]:
+        return f"{_wrong_type(given, details)} Its keys: {', '.join(_model_at(model, path).model_fields)}."
     return _wrong_type(given, details)
 
 

@@ -67,7 +67,7 @@ class Sample(Group):
         ("either", "all", "'all' is not auto or a whole number."),
         ("either", 0, "0 is too small. Write at least 1."),
         ("cycle", "x", "'x' is not a whole number or a list."),
-        ("inner", 3, "3 is not a group of keys."),
+        ("inner", 3, "3 is not a group of keys. Its keys: n."),
         ("inner", {}, "missing. It has no default, so write it."),
         ("wold", 3, "unknown key. Did you mean word?"),
     ],
