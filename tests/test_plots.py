@@ -9,6 +9,8 @@ import pytest
 from analysis import cycle_plots, plots
 from analysis.filters import matching
 from analysis.runs import sweep_runs
+from tests.conftest import plant_trial
+from tests.planted_sweep import MB, PACED, figures, row
 
 PICTURES = {
     plots.epoch_seconds: ("workers", "2 workers at the fastest: 1.54 s an epoch, against 3.31 s with none"),
@@ -71,10 +73,67 @@ def test_a_line_a_size_with_its_spread_and_the_forecast_dashed(drawn):
     (dashed,) = (line for line in axes.lines if line.get_linestyle() == "--")
     assert dashed.get_ydata().tolist() == pytest.approx([3.68, 3.02, 1.60, 1.71, 1.96])
     assert sorted(text.get_text() for text in axes.texts if "/" in text.get_text()[:3]) == ["3/3", "3/3"]
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    labels = legend(axes)
     told = ["forecast, in its interval", "recommended", "how many of how many overflowed", "fastest to slowest trial"]
     assert labels == ["shm 64M", "shm 1G", *told]
     assert axes.get_ylim()[0] == 0
+
+
+def legend(axes):
+    return [" ".join(text.get_text().split()) for text in axes.get_legend().get_texts()]
+
+
+LOST = {64: ("shm_exhausted", "oom", "timeout"), 128: ("completed", "data_error", "completed"), 1024: ("completed", "crashed", "completed")}
+
+
+@pytest.fixture
+def crowded(tracking):
+    """Three sizes that time out, crash and more, from 2 workers on, in all the ways there are."""
+    trials = [
+        ({"loader.num_workers": n, "loader.shm_size": size * MB}, repeat) for n in (0, 1, 2, 4) for size in LOST for repeat in (1, 2, 3)
+    ]
+    parent = tracking.start_sweep("crowded", "", [row("workers", *trial) for trial in trials], "")
+    for swept, repeat in trials:
+        workers, outcome = swept["loader.num_workers"], LOST[swept["loader.shm_size"] // MB][repeat - 1]
+        outcome = outcome if workers > 1 else "completed"
+        plant_trial(tracking, parent, swept, repeat, outcome, tags=PACED, **figures(workers, repeat) if outcome == "completed" else {})
+    return plots.epoch_seconds(sweep_runs("crowded", tracking.uri))
+
+
+def test_what_was_lost_in_many_ways_is_told_apart_and_leaves_the_axes_their_room(crowded):
+    (axes,) = crowded.axes
+    crowded.savefig(io.BytesIO())
+    assert axes.get_position().width > 0.5
+    texts = [text for text in axes.texts if "/" in text.get_text()[:3]]
+    assert sorted(text.get_text() for text in texts) == ["1/3 d"] * 2 + ["1/3 e"] * 2 + ["3/3 a b c"] * 2
+    told = ["a: overflowed", "b: out of memory", "c: timed out", "d: bad data", "e: crashed"]
+    assert [label for label in legend(axes) if label[1] == ":"] == told
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert max(box.y1 for box in boxes) < axes.get_window_extent().y1
+
+
+def test_texts_above_the_slowest_epochs_stay_below_the_title(tracking):
+    """All that was lost was lost at the slowest count."""
+    sizes = [size * MB for size in (64, 128, 256, 512, 1024)]
+    trials = [
+        ({"loader.num_workers": workers, "loader.shm_size": size}, repeat)
+        for workers in (0, 1, 2, 4, 8)
+        for size in sizes
+        for repeat in (1, 2)
+    ]
+    parent = tracking.start_sweep("slow", "", [row("workers", *trial) for trial in trials], "")
+    for swept, repeat in trials:
+        lost = repeat == 2 and swept["loader.num_workers"] == 0
+        summary = {} if lost else figures(swept["loader.num_workers"], repeat)
+        plant_trial(tracking, parent, swept, repeat, "timeout" if lost else "completed", tags=PACED, **summary)
+    figure = plots.epoch_seconds(sweep_runs("slow", tracking.uri))
+    figure.savefig(io.BytesIO())
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text() == "1/2"]
+    assert len(boxes) == 5
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert max(box.y1 for box in boxes) < axes.get_window_extent().y1
 
 
 def test_bars_stand_on_each_other_and_add_up(drawn):
