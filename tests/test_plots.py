@@ -9,8 +9,9 @@ import pytest
 from analysis import cycle_plots, plots
 from analysis.filters import matching
 from analysis.runs import sweep_runs
+from speech.sgdr import learning_rate
 from tests.conftest import plant_trial
-from tests.planted_sweep import MB, PACED, figures, row
+from tests.planted_sweep import CPU, MB, PACED, figures, file_records, row
 
 PICTURES = {
     plots.epoch_seconds: ("workers", "2 workers at the fastest: 1.54 s an epoch, against 3.31 s with none"),
@@ -170,3 +171,66 @@ def test_pairs_are_written_into_their_cells(drawn):
     axes = drawn[cycle_plots.snapshot_disagreement].axes[0]
     found = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in axes.texts}
     assert found == {(0, 0): "25", (1, 0): "30", (1, 1): "25", (2, 0): "35", (2, 1): "30", (2, 2): "25"}
+
+
+@pytest.fixture
+def rates(tracking):
+    """Four schedules at two learning rates, which differ in all that is drawn: accuracy 0.9 and 0.4, disagreement 10 and 60 %."""
+    points = [({"sgdr.lr": lr, "sgdr.lr_min": lr / 10, "sgdr.cycle_epochs": epochs}, 1) for lr in (0.1, 0.001) for epochs in (1, 2, 4, 8)]
+    parent = tracking.start_sweep("rates", "", [row("cycles", *point) for point in points], "")
+    for swept, repeat in points:
+        high, members = swept["sgdr.lr"] > 0.05, 8 // swept["sgdr.cycle_epochs"]
+        accuracy, share = (0.9, 0.1) if high else (0.4, 0.6)
+        run = plant_trial(tracking, parent, swept, repeat, block="cycles", tags=CPU, accuracy=accuracy, ensemble_accuracy=accuracy)
+        for epoch in range(8):
+            tracking.log_epoch(run, epoch, {"lr": swept["sgdr.lr"] / 10, "loss/training": 1.0, "accuracy/validation": accuracy})
+        records = [{"kind": "snapshot", "cycle": cycle, "metrics": {}, "disagreements": [share] * cycle} for cycle in range(members)]
+        file_records(tracking, run, records)
+    return sweep_runs("rates", tracking.uri)
+
+
+def panel_titles(figure):
+    return [title for axes in figure.axes if (title := axes.get_title())]
+
+
+def whole(figure):
+    """Laid out, nothing cut off, no panel on another."""
+    figure.savefig(io.BytesIO())
+    tight, boxes = figure.get_tightbbox(), [axes.get_tightbbox() for axes in figure.axes]
+    inside = min(tight.x0, tight.y0) >= 0 and tight.x1 <= figure.get_figwidth() and tight.y1 <= figure.get_figheight()
+    return inside and not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_schedules_of_two_learning_rates_are_told_apart(rates):
+    some = matching(rates, ["cycle_epochs=2"])
+    courses, pairs = cycle_plots.training_course(some), cycle_plots.snapshot_disagreement(some)
+    assert panel_titles(courses) == panel_titles(pairs) == ["cycles of 2\nlr=0.1 lr_min=0.01", "cycles of 2\nlr=0.001 lr_min=0.0001"]
+    assert [axes.lines[0].get_ydata()[0] for axes in courses.axes[4:6]] == [0.9, 0.4]
+    assert [axes.texts[0].get_text() for axes in pairs.axes[:2]] == ["10", "60"]
+    assert courses.get_suptitle() == "Validation accuracy ends between 40.0 and 90.0 %\nblock cycles, repeat 1"
+    assert whole(courses)
+    assert whole(pairs)
+
+
+def test_what_does_not_fit_is_counted(rates):
+    courses, pairs = cycle_plots.training_course(rates), cycle_plots.snapshot_disagreement(rates)
+    assert panel_titles(courses) == ["cycles of 1", "cycles of 2", "cycles of 4", "one cosine of 8"]
+    assert courses.get_suptitle().endswith("block cycles, lr=0.1 lr_min=0.01, repeat 1, 4 of 8 shown")
+    assert pairs.get_suptitle().endswith("block cycles, mean over trials, 4 of 6 shown")
+    assert " 60 % of the validation clips" in pairs.get_suptitle(), "the most of all, shown or not"
+    assert "shown" not in cycle_plots.training_course(matching(rates, ["lr=0.1"])).get_suptitle()
+    assert whole(courses)
+    assert whole(pairs)
+
+
+def test_the_learning_rate_is_drawn_as_it_was_trained_with(rates):
+    figure = cycle_plots.training_course(matching(rates, ["lr=0.1"]))
+    for axes, epochs in zip(figure.axes, (1, 2, 4, 8), strict=False):
+        line, recorded = axes.lines[:2]
+        steps = [step for step in range(800) if step % (100 * epochs)]  # at a restart it has two values
+        trained = [learning_rate(step, [100 * epochs] * (8 // epochs), 0.1, 0.01) for step in steps]
+        assert np.interp(np.array(steps) / 100, *line.get_data()) == pytest.approx(trained, abs=1e-4)
+        assert line.get_ydata().max() == pytest.approx(0.1)
+        assert recorded.get_linestyle() == "None"
+        assert recorded.get_xdata().tolist() == list(range(1, 9))
+    assert legend(figure.axes[3]) == ["as scheduled", "at an epoch's end"]
