@@ -161,7 +161,7 @@ def _course(column: Sequence[Axes], trial: pd.Series, epochs: pd.DataFrame, snap
     """`epochs` is the number trained by then, so that a snapshot stands at its cycle's end."""
     trained = epochs["epoch"] + 1
     column[0].plot(*_scheduled(trial), **SCHEDULE)
-    column[0].plot(trained, epochs["lr"], clip_on=False, **RECORDED)
+    column[0].plot(trained, epochs["lr"], **RECORDED)
     for at, series in enumerate(("loss/training", "loss/validation")):
         column[1].plot(trained, epochs[series], **_style(at))
     column[2].plot(trained, epochs["accuracy/validation"], **_style(1))

@@ -234,3 +234,11 @@ def test_the_learning_rate_is_drawn_as_it_was_trained_with(rates):
         assert recorded.get_linestyle() == "None"
         assert recorded.get_xdata().tolist() == list(range(1, 9))
     assert legend(figure.axes[3]) == ["as scheduled", "at an epoch's end"]
+
+
+def test_a_trial_without_epochs_leaves_the_others_their_room(tracking):
+    """Its accuracy was filed, the records of its epochs were not."""
+    parent = tracking.start_sweep("bare", "", [row("cycles", {"sgdr.lr": lr}, 1) for lr in (0.1, 0.01)], "")
+    for lr in (0.1, 0.01):
+        plant_trial(tracking, parent, {"sgdr.lr": lr}, 1, block="cycles", tags=CPU, accuracy=0.5, ensemble_accuracy=0.5)
+    assert whole(cycle_plots.training_course(sweep_runs("bare", tracking.uri)))
