@@ -7,7 +7,7 @@ from analysis import article
 from analysis.filters import matching
 from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, joined_runs
 from analysis.tables import body, render, write_csv
-from sweeps.tracker import resolve_uri
+from sweeps.tracker import TrackerAway, asked, resolve_uri
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,6 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
         answer(given)
     except LookupError as error:
         parser.exit(2, f"{error.args[0]}\n")
+    except TrackerAway as error:
+        parser.exit(1, f"{error}\n")
 
 
 def parsed() -> argparse.ArgumentParser:
@@ -37,22 +39,35 @@ def parsed() -> argparse.ArgumentParser:
 
 
 def answer(given: argparse.Namespace) -> None:
-    """Prints or writes what was asked for. LookupError: there is no such sweep or trial."""
+    """Prints or writes what was asked for. LookupError: there is no such sweep or trial. TrackerAway: nobody answers.
+
+    What is written is not asked for: a full disk here is no tracker that is away.
+    """
     place = given.uri, given.experiment
     if given.out:
         from analysis import report  # with matplotlib, which tables do without
 
-        print(report.write(report.report(given.name, *place, given.where), given.out))
+        with asked(given.uri):
+            page = report.report(given.name, *place, given.where)
+        print(report.write(page, given.out))
     if given.csv:
-        print(*write_csv(matching(joined_runs(given.name, *place), given.where), given.csv), sep="\n")
-    if given.out or given.csv:
-        return
+        with asked(given.uri):
+            trials = matching(joined_runs(given.name, *place), given.where)
+        print(*write_csv(trials, given.csv), sep="\n")
+    if not given.out and not given.csv:
+        with asked(given.uri):
+            text = printed(given)
+        print(text, end="")
+
+
+def printed(given: argparse.Namespace) -> str:
+    """The tables, with a newline at the end."""
+    place = given.uri, given.experiment
     if given.article:
-        print(article.render(joined_runs(given.name, *place)), end="")
-    elif given.where or len(given.name) > 1:
-        print(body(matching(joined_runs(given.name, *place), given.where), given.markdown))
-    else:
-        print(render(given.name[0], *place, given.markdown), end="")
+        return article.render(joined_runs(given.name, *place))
+    if given.where or len(given.name) > 1:
+        return body(matching(joined_runs(given.name, *place), given.where), given.markdown) + "\n"
+    return render(given.name[0], *place, given.markdown)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ it has none. Colours are Okabe and Ito's, which people who see red and green ali
 
 import textwrap
 from collections.abc import Callable, Sequence
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis.epochs import SPANS, epoch_parts_of
@@ -36,6 +38,8 @@ OF_SPANS = {  # what it is called here, its colour as in stalls.py (blue is work
     "other_s": ("other", "#999999", "xx"),
 }
 FORECAST = "#555555"
+LINE_PT, AXES_PT = 9, 170  # height of a line of small print, and of a panel's axes at least
+CROSS: dict[str, Any] = {"marker": "x", "markersize": 8, "markeredgewidth": 2, "linestyle": ""}
 
 
 def epoch_seconds(frame: pd.DataFrame) -> Figure:
@@ -76,7 +80,9 @@ def titled(axes: Axes, group: Comparable, seen: str) -> None:
 
 
 def legend_beside(axes: Axes, handles: Sequence[Any]) -> None:
-    """Right of the axes, so that it hides nothing."""
+    """Right of the axes, so that it hides nothing; a long text in lines, so that it leaves the axes their room."""
+    for handle in handles:
+        handle.set_label(textwrap.fill(handle.get_label(), 32))
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8.5, frameon=False, borderaxespad=0)
 
 
@@ -91,16 +97,11 @@ def _epoch_seconds(axes: Axes, group: Comparable) -> None:
         spread = [of_size["median_s"] - of_size["min_s"], of_size["max_s"] - of_size["median_s"]]
         axes.errorbar(x, of_size["median_s"], spread, color=colour, marker=marker, capsize=3, linewidth=1.6, markersize=5)
         handles.append(Line2D([], [], color=colour, marker=marker, label=f"shm {size}"))
-        for cell in cells[(cells["shm_size"] == size) & (cells["trials"] > cells["n"])].itertuples():
-            _outcome(axes, cell, counts.index(cell.num_workers) + _dodge(at, len(sizes)), colour)
     handles += [*_forecast(axes, group, counts), *_ring(axes, group, counts, sizes)]
     axes.set_ylim(0, axes.get_ylim()[1])
+    handles += _without_time(axes, group, cells, counts, sizes)
     _workers_axis(axes, counts)
     axes.set_ylabel("epoch, s")
-    if (cells["trials"] > cells["n"]).any():
-        without = group.trials.loc[~group.trials.index.isin(timed(group.trials).index), "outcome"].unique()
-        words = listed([WORDS.get(outcome, outcome) for outcome in without])
-        handles.append(Line2D([], [], color="#000000", marker="x", markeredgewidth=2, linestyle="", label=f"how many of how many {words}"))
     if (cells["n"] > 1).any():
         handles.append(Line2D([], [], color="#000000", marker="|", linestyle="", markersize=10, label="fastest to slowest trial"))
     legend_beside(axes, handles)
@@ -112,12 +113,50 @@ def _dodge(at: int, of: int) -> float:
     return 0.1 * (at - (of - 1) / 2)
 
 
-def _outcome(axes: Axes, cell: Any, x: float, colour: str) -> None:
-    """A cell whose trials did not all end with a time: how many of how many, at the foot of its column, or above its time."""
-    low = 0.0 if not cell.n else cell.max_s
-    axes.plot([x], [low], marker="x", color=colour, markersize=8, markeredgewidth=2, clip_on=False, linestyle="", zorder=3)
-    text = f"{cell.trials - cell.n}/{cell.trials}"
-    axes.annotate(text, (x, low), (0, 6), textcoords="offset points", ha="center", va="bottom", fontsize=7.5, color=colour)
+def _without_time(axes: Axes, group: Comparable, cells: pd.DataFrame, counts: Sequence[int], sizes: Sequence[str]) -> list[Any]:
+    """A cross for each cell whose trials did not all end with a time, at the foot of its column or at its time, and how many of how many.
+
+    The texts of a column stand on each other, above all its times, since those of neighbouring sizes would lie on each other beside their
+    crosses. Where trials ended in different ways, letters tell which.
+    """
+    lost = cells[cells["trials"] > cells["n"]]
+    if lost.empty:
+        return []
+    trials = group.trials[~group.trials.index.isin(timed(group.trials).index)]
+    trials = trials.assign(shm_size=[written(SHM, None if pd.isna(size) else int(size)) for size in trials[SHM]])
+    ways = list(trials["outcome"].unique())
+    letters = dict(zip(ways, ascii_lowercase, strict=False)) if len(ways) > 1 else {}
+    for (workers, has_time), column in lost.groupby(["num_workers", lost["n"] > 0]):
+        top = cells.loc[cells["num_workers"] == workers, "max_s"].max() if has_time else 0.0
+        _room_for(axes, top, len(column))
+        for above, cell in enumerate(column.itertuples()):
+            at = sizes.index(cell.shm_size)
+            x, colour = counts.index(workers) + _dodge(at, len(sizes)), LINES[at % len(LINES)][0]
+            axes.plot([x], [cell.max_s if has_time else 0.0], color=colour, clip_on=False, zorder=3, **CROSS)
+            _small(axes, _how_many(cell, trials, letters), (x, top), 6 + LINE_PT * above, colour)
+    words = "without a time" if letters else WORDS.get(ways[0], ways[0])
+    told = [Line2D([], [], linestyle="", label=f"{letter}: {WORDS.get(way, way)}") for way, letter in letters.items()]
+    return [Line2D([], [], color="#000000", label=f"how many of how many {words}", **CROSS), *told]
+
+
+def _how_many(cell: Any, trials: pd.DataFrame, letters: dict[str, str]) -> str:
+    """'2/3 a b': of the cell's trials, and the ways in which they ended. `trials`: all without a time."""
+    ended = set(trials.loc[(trials[WORKERS] == cell.num_workers) & (trials["shm_size"] == cell.shm_size), "outcome"])
+    return " ".join([f"{cell.trials - cell.n}/{cell.trials}", *(letter for way, letter in letters.items() if way in ended)])
+
+
+def _small(axes: Axes, text: str, at: tuple[float, float], above_pt: float, colour: str) -> None:
+    """Small print above a point, in a halo, as it may stand on a line."""
+    place: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
+    axes.annotate(
+        text, at, (0, above_pt), color=colour, fontsize=7.5, path_effects=[withStroke(linewidth=2, foreground="#ffffff")], **place
+    )
+
+
+def _room_for(axes: Axes, top: float, lines: int) -> None:
+    """Raises the axes' upper end so that as many lines of text end below it that stand on `top`."""
+    share = (6 + LINE_PT * lines) / AXES_PT
+    axes.set_ylim(0, max(axes.get_ylim()[1], top / (1 - min(share, 0.7))))
 
 
 def _forecast(axes: Axes, group: Comparable, counts: Sequence[int]) -> list[Any]:
@@ -179,20 +218,10 @@ def _where_epochs_go(axes: Axes, group: Comparable) -> None:
     digits = decimals(rows["epoch_s"].min())
     for at, row in enumerate(rows.itertuples()):
         axes.annotate(f"{row.epoch_s:.{digits}f} s", (at, below[at]), (0, 3), textcoords="offset points", ha="center", fontsize=8.5)
-    handles = axes.get_legend_handles_labels()[0]
-    words = {
-        "start_s": "start of workers",
-        "fill_s": "fill: first batch",
-        "wait_s": "wait: later batches",
-        "step_s": "step",
-        "other_s": "other",
-    }
-    for handle, span in zip(handles, SPANS, strict=True):
-        handle.set_label(words[span])
     axes.set_ylim(0, max(below) * 1.1)
     _workers_axis(axes, counts)
     axes.set_ylabel("epoch, s")
-    legend_beside(axes, handles[::-1])  # as they lie
+    legend_beside(axes, axes.get_legend_handles_labels()[0][::-1])  # as they lie
     titled(axes, group, _seen_of_parts(rows))
 
 

@@ -1,8 +1,8 @@
 """A wav file to the waveform the rest of the project works on: float32 (S,), mono, SAMPLE_RATE samples per second, exactly S long.
 
 The one idea: a clip is read whole and fitted around its centre; a stretch of a long recording (background noise) is read alone, and
-comes out as it would if the whole recording had been read and cut. Any rate, depth and number of channels that libsndfile reads is
-legal. Files already at SAMPLE_RATE in mono cost a plain soundfile.read and nothing more, since this runs inside timed loaders.
+comes out as it would if the whole recording had been read and cut. Any depth and number of channels that libsndfile reads is legal, and
+any rate in RATES. Files already at SAMPLE_RATE in mono cost a plain soundfile.read and nothing more, since this runs inside timed loaders.
 """
 
 import hashlib
@@ -17,6 +17,8 @@ from speech.config import SAMPLE_RATE
 
 ZERO_CROSSINGS = 16  # half-length of the resampling filter, in periods of the lower rate: flat to 7 kHz, -65 dB from 9 kHz at 16 kHz
 KAISER_BETA = 6.5
+RATES = range(1_000, 1_000_001)  # of a file, in Hz: beyond, a damaged header would ask for a filter or a waveform of gigabytes
+UNREADABLE = (soundfile.LibsndfileError, OSError, TypeError)  # the last: of a name that ends in .raw
 _STREAMED = (0, 0xFFFFFFFF)  # sizes a RIFF header carries when its writer couldn't seek back to fill it in
 
 
@@ -61,8 +63,9 @@ def length(path: str | Path) -> int:
     """Samples at SAMPLE_RATE that the file holds, from its header alone. Raises BadClip."""
     try:
         info = soundfile.info(path)
-    except (soundfile.LibsndfileError, OSError) as error:
+    except UNREADABLE as error:
         raise BadClip(_unreadable(path, error)) from None
+    _check_rate(path, info.samplerate)
     up, down = _ratio(info.samplerate)
     return math.ceil(info.frames * up / down)
 
@@ -88,8 +91,9 @@ def check_clip(path: str | Path) -> str:
 def _decode(path: str | Path) -> tuple[np.ndarray, int]:
     try:
         waveform, rate = soundfile.read(path, dtype="float32")
-    except (soundfile.LibsndfileError, OSError) as error:
+    except UNREADABLE as error:
         raise BadClip(_unreadable(path, error)) from None
+    _check_rate(path, rate)
     if len(waveform) == 0:
         raise BadClip(f"{path}: holds no samples")
     return (waveform if waveform.ndim == 1 else waveform.mean(axis=1)), rate
@@ -99,6 +103,7 @@ def _read_stretch(path: str | Path, samples: int, start: int) -> np.ndarray:
     """Read whole blocks (`down` samples of the file, `up` of the result) around the stretch, with a margin for the filter's ends."""
     try:
         with soundfile.SoundFile(path) as file:
+            _check_rate(path, file.samplerate)
             up, down = _ratio(file.samplerate)
             if not 0 <= start <= start + samples <= math.ceil(file.frames * up / down):
                 raise BadClip(f"{path}: samples {start:,} to {start + samples:,} reach past its {file.frames * up // down:,}")
@@ -108,7 +113,7 @@ def _read_stretch(path: str | Path, samples: int, start: int) -> np.ndarray:
             file.seek(first * down)
             waveform = file.read((last - first) * down, dtype="float32", always_2d=True).mean(axis=1)
             rate = file.samplerate
-    except (soundfile.LibsndfileError, OSError) as error:
+    except UNREADABLE as error:
         raise BadClip(_unreadable(path, error)) from None
     if rate != SAMPLE_RATE:
         waveform = resample(waveform, rate)
@@ -130,7 +135,15 @@ def _low_pass(period: int) -> np.ndarray:
     return firwin(2 * ZERO_CROSSINGS * period + 1, 1 / period, window=("kaiser", KAISER_BETA)).astype(np.float32)
 
 
-def _unreadable(path: str | Path, error: soundfile.LibsndfileError | OSError) -> str:
+def _check_rate(path: str | Path, rate: int) -> None:
+    if rate not in RATES:
+        legal = f"{RATES[0]:,} to {RATES[-1]:,} Hz are legal"
+        raise BadClip(f"{path}: its header says {rate:,} samples per second; {legal}. Resample it, or write it anew if the header is wrong")
+
+
+def _unreadable(path: str | Path, error: soundfile.LibsndfileError | OSError | TypeError) -> str:
+    if isinstance(error, TypeError):
+        return f"{path}: can't be read as audio (a raw file doesn't say its rate and depth). Write it as a wav file, which does"
     if isinstance(error, soundfile.LibsndfileError):
         return f"{path}: can't be read as audio ({error.error_string.rstrip('.')})"
     return f"{path}: can't be opened ({error.strerror})"

@@ -29,7 +29,7 @@ class Clip(NamedTuple):
 
 
 def read(path: Path, config: TrialConfig) -> Clip:
-    """A wav file of any rate, depth, length and number of channels. Raises BadClip, as the corpus would."""
+    """A wav file of any rate that speech/audio.py reads, any depth, length and number of channels. Raises BadClip, as the corpus would."""
     samples = clip_samples(config)
     check_clip(path)
     return Clip(read_clip(path, samples), _part(length(path), samples))

@@ -4,7 +4,7 @@ The ensemble is the one that `--test` reads the test split with, and comes from 
 no Ray. Weights are read without executing code from their files. Several clips are told in one table; what is wrong with one of
 them is said, and the others are told all the same.
 
-Exit codes: 0 every clip was told; 2 some clip can't be read, or the sweep has nothing to tell it with.
+Exit codes: 0 every clip was told; 1 the tracker can't be reached; 2 some clip can't be read, or the sweep has nothing to tell it with.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import tabulate
 
 from speech.config import TrialConfig
 from sweeps import ensemble
+from sweeps.away import TrackerAway, asked
 from sweeps.config import Tracking
 from sweeps.tracker import find_sweep, plan_rows, resolve_uri
 from sweeps.tracking import children
@@ -33,12 +34,16 @@ MEND = "Run the sweep under another name{extra}: a trial that has ended is not r
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = parsed(arguments)
     try:
-        client, parent = find_sweep(flags.name, flags.uri, flags.experiment)
         with tempfile.TemporaryDirectory(prefix="predict-") as folder:
-            return tell(flags.clips, flags.top, *obtain(client, parent, Path(folder)))
+            with asked(flags.uri):
+                obtained = obtain(*find_sweep(flags.name, flags.uri, flags.experiment), Path(folder))
+            return tell(flags.clips, flags.top, *obtained)
     except LookupError as problem:
         print(problem.args[0], file=sys.stderr)
         return 2
+    except TrackerAway as problem:
+        print(problem, file=sys.stderr)
+        return 1
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -46,7 +51,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m sweeps.predict", description="The best ensemble of a sweep says the word in wav files.")
     parser.add_argument("name", help="name of the sweep, as in its YAML")
     parser.add_argument(
-        "clips", metavar="clip.wav", nargs="+", type=Path, help="wav files of any rate, depth, length and number of channels"
+        "clips", metavar="clip.wav", nargs="+", type=Path, help="wav files of 1 kHz to 1 MHz and any depth, length and number of channels"
     )
     parser.add_argument("--top", type=int, default=3, metavar="N", help="the N likeliest labels of a clip (default: %(default)s)")
     parser.add_argument("--uri", default=default.uri, help="the tracker (default: %(default)s)")

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps.away import ALWAYS, PATIENCE
+from sweeps.away import TrackerAway as TrackerAway  # for who asks the tracker by this module alone
+from sweeps.away import asked as asked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,7 +1,9 @@
 """Reading clips, against sines known in closed form and against scipy's FFT resampler."""
 
 import hashlib
+import math
 import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,41 @@ def test_every_kind_of_bad_file_is_named_with_what_is_wrong(tmp_path: Path) -> N
     for name in ("empty", "text", "no_samples", "gone"):
         with pytest.raises(BadClip):
             read_clip(tmp_path / f"{name}.wav", 16_000)
+
+
+def wav_of_rate(path: Path, rate: int, samples: int = 2_000) -> Path:
+    """A valid file of silence in 16 bits whose header says this rate."""
+    data = bytes(2 * samples)
+    form = struct.pack("<HHIIHH", 1, 1, rate, 2 * rate, 2, 16)
+    path.write_bytes(struct.pack("<4sI4s4sI16s4sI", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", 16, form, b"data", len(data)) + data)
+    return path
+
+
+READERS = (check_clip, length, lambda path: read_clip(path, 16_000), lambda path: read_clip(path, 1, start=0))
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("rate", [1, 999, 1_000_003, 99_999_989])
+def test_a_rate_that_would_take_gigabytes_is_refused_with_what_is_legal(tmp_path: Path, reader, rate: int) -> None:
+    path = wav_of_rate(tmp_path / "a.wav", rate)
+    assert soundfile.info(path).samplerate == rate
+    with pytest.raises(BadClip, match=rf"^{path}: its header says {rate:,} samples per second; 1,000 to 1,000,000 Hz are legal"):
+        reader(path)
+
+
+@pytest.mark.parametrize("rate", [1_000, 384_000, 1_000_000])
+def test_rates_up_to_the_limits_are_read(tmp_path: Path, rate: int) -> None:
+    path = wav_of_rate(tmp_path / "a.wav", rate)
+    check_clip(path)
+    assert length(path) == math.ceil(2_000 * 16_000 / rate)
+    assert len(read_clip(path, 16_000)) == 16_000
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_raw_file_is_named_with_what_it_lacks(tmp_path: Path, reader) -> None:
+    (tmp_path / "a.raw").write_bytes(bytes(4_000))
+    with pytest.raises(BadClip, match=r"a\.raw: can't be read as audio \(a raw file doesn't say its rate.*Write it as a wav file"):
+        reader(tmp_path / "a.raw")
 
 
 def test_a_bad_clip_survives_the_way_from_a_loader_worker() -> None:

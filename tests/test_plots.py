@@ -9,6 +9,9 @@ import pytest
 from analysis import cycle_plots, plots
 from analysis.filters import matching
 from analysis.runs import sweep_runs
+from speech.sgdr import learning_rate
+from tests.conftest import plant_trial
+from tests.planted_sweep import CPU, MB, PACED, figures, file_records, row
 
 PICTURES = {
     plots.epoch_seconds: ("workers", "2 workers at the fastest: 1.54 s an epoch, against 3.31 s with none"),
@@ -71,10 +74,67 @@ def test_a_line_a_size_with_its_spread_and_the_forecast_dashed(drawn):
     (dashed,) = (line for line in axes.lines if line.get_linestyle() == "--")
     assert dashed.get_ydata().tolist() == pytest.approx([3.68, 3.02, 1.60, 1.71, 1.96])
     assert sorted(text.get_text() for text in axes.texts if "/" in text.get_text()[:3]) == ["3/3", "3/3"]
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    labels = legend(axes)
     told = ["forecast, in its interval", "recommended", "how many of how many overflowed", "fastest to slowest trial"]
     assert labels == ["shm 64M", "shm 1G", *told]
     assert axes.get_ylim()[0] == 0
+
+
+def legend(axes):
+    return [" ".join(text.get_text().split()) for text in axes.get_legend().get_texts()]
+
+
+LOST = {64: ("shm_exhausted", "oom", "timeout"), 128: ("completed", "data_error", "completed"), 1024: ("completed", "crashed", "completed")}
+
+
+@pytest.fixture
+def crowded(tracking):
+    """Three sizes that time out, crash and more, from 2 workers on, in all the ways there are."""
+    trials = [
+        ({"loader.num_workers": n, "loader.shm_size": size * MB}, repeat) for n in (0, 1, 2, 4) for size in LOST for repeat in (1, 2, 3)
+    ]
+    parent = tracking.start_sweep("crowded", "", [row("workers", *trial) for trial in trials], "")
+    for swept, repeat in trials:
+        workers, outcome = swept["loader.num_workers"], LOST[swept["loader.shm_size"] // MB][repeat - 1]
+        outcome = outcome if workers > 1 else "completed"
+        plant_trial(tracking, parent, swept, repeat, outcome, tags=PACED, **figures(workers, repeat) if outcome == "completed" else {})
+    return plots.epoch_seconds(sweep_runs("crowded", tracking.uri))
+
+
+def test_what_was_lost_in_many_ways_is_told_apart_and_leaves_the_axes_their_room(crowded):
+    (axes,) = crowded.axes
+    crowded.savefig(io.BytesIO())
+    assert axes.get_position().width > 0.5
+    texts = [text for text in axes.texts if "/" in text.get_text()[:3]]
+    assert sorted(text.get_text() for text in texts) == ["1/3 d"] * 2 + ["1/3 e"] * 2 + ["3/3 a b c"] * 2
+    told = ["a: overflowed", "b: out of memory", "c: timed out", "d: bad data", "e: crashed"]
+    assert [label for label in legend(axes) if label[1] == ":"] == told
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert max(box.y1 for box in boxes) < axes.get_window_extent().y1
+
+
+def test_texts_above_the_slowest_epochs_stay_below_the_title(tracking):
+    """All that was lost was lost at the slowest count."""
+    sizes = [size * MB for size in (64, 128, 256, 512, 1024)]
+    trials = [
+        ({"loader.num_workers": workers, "loader.shm_size": size}, repeat)
+        for workers in (0, 1, 2, 4, 8)
+        for size in sizes
+        for repeat in (1, 2)
+    ]
+    parent = tracking.start_sweep("slow", "", [row("workers", *trial) for trial in trials], "")
+    for swept, repeat in trials:
+        lost = repeat == 2 and swept["loader.num_workers"] == 0
+        summary = {} if lost else figures(swept["loader.num_workers"], repeat)
+        plant_trial(tracking, parent, swept, repeat, "timeout" if lost else "completed", tags=PACED, **summary)
+    figure = plots.epoch_seconds(sweep_runs("slow", tracking.uri))
+    figure.savefig(io.BytesIO())
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text() == "1/2"]
+    assert len(boxes) == 5
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert max(box.y1 for box in boxes) < axes.get_window_extent().y1
 
 
 def test_bars_stand_on_each_other_and_add_up(drawn):
@@ -111,3 +171,74 @@ def test_pairs_are_written_into_their_cells(drawn):
     axes = drawn[cycle_plots.snapshot_disagreement].axes[0]
     found = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in axes.texts}
     assert found == {(0, 0): "25", (1, 0): "30", (1, 1): "25", (2, 0): "35", (2, 1): "30", (2, 2): "25"}
+
+
+@pytest.fixture
+def rates(tracking):
+    """Four schedules at two learning rates, which differ in all that is drawn: accuracy 0.9 and 0.4, disagreement 10 and 60 %."""
+    points = [({"sgdr.lr": lr, "sgdr.lr_min": lr / 10, "sgdr.cycle_epochs": epochs}, 1) for lr in (0.1, 0.001) for epochs in (1, 2, 4, 8)]
+    parent = tracking.start_sweep("rates", "", [row("cycles", *point) for point in points], "")
+    for swept, repeat in points:
+        high, members = swept["sgdr.lr"] > 0.05, 8 // swept["sgdr.cycle_epochs"]
+        accuracy, share = (0.9, 0.1) if high else (0.4, 0.6)
+        run = plant_trial(tracking, parent, swept, repeat, block="cycles", tags=CPU, accuracy=accuracy, ensemble_accuracy=accuracy)
+        for epoch in range(8):
+            tracking.log_epoch(run, epoch, {"lr": swept["sgdr.lr"] / 10, "loss/training": 1.0, "accuracy/validation": accuracy})
+        records = [{"kind": "snapshot", "cycle": cycle, "metrics": {}, "disagreements": [share] * cycle} for cycle in range(members)]
+        file_records(tracking, run, records)
+    return sweep_runs("rates", tracking.uri)
+
+
+def panel_titles(figure):
+    return [title for axes in figure.axes if (title := axes.get_title())]
+
+
+def whole(figure):
+    """Laid out, nothing cut off, no panel on another."""
+    figure.savefig(io.BytesIO())
+    tight, boxes = figure.get_tightbbox(), [axes.get_tightbbox() for axes in figure.axes]
+    inside = min(tight.x0, tight.y0) >= 0 and tight.x1 <= figure.get_figwidth() and tight.y1 <= figure.get_figheight()
+    return inside and not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_schedules_of_two_learning_rates_are_told_apart(rates):
+    some = matching(rates, ["cycle_epochs=2"])
+    courses, pairs = cycle_plots.training_course(some), cycle_plots.snapshot_disagreement(some)
+    assert panel_titles(courses) == panel_titles(pairs) == ["cycles of 2\nlr=0.1 lr_min=0.01", "cycles of 2\nlr=0.001 lr_min=0.0001"]
+    assert [axes.lines[0].get_ydata()[0] for axes in courses.axes[4:6]] == [0.9, 0.4]
+    assert [axes.texts[0].get_text() for axes in pairs.axes[:2]] == ["10", "60"]
+    assert courses.get_suptitle() == "Validation accuracy ends between 40.0 and 90.0 %\nblock cycles, repeat 1"
+    assert whole(courses)
+    assert whole(pairs)
+
+
+def test_what_does_not_fit_is_counted(rates):
+    courses, pairs = cycle_plots.training_course(rates), cycle_plots.snapshot_disagreement(rates)
+    assert panel_titles(courses) == ["cycles of 1", "cycles of 2", "cycles of 4", "one cosine of 8"]
+    assert courses.get_suptitle().endswith("block cycles, lr=0.1 lr_min=0.01, repeat 1, 4 of 8 shown")
+    assert pairs.get_suptitle().endswith("block cycles, mean over trials, 4 of 6 shown")
+    assert " 60 % of the validation clips" in pairs.get_suptitle(), "the most of all, shown or not"
+    assert "shown" not in cycle_plots.training_course(matching(rates, ["lr=0.1"])).get_suptitle()
+    assert whole(courses)
+    assert whole(pairs)
+
+
+def test_the_learning_rate_is_drawn_as_it_was_trained_with(rates):
+    figure = cycle_plots.training_course(matching(rates, ["lr=0.1"]))
+    for axes, epochs in zip(figure.axes, (1, 2, 4, 8), strict=False):
+        line, recorded = axes.lines[:2]
+        steps = [step for step in range(800) if step % (100 * epochs)]  # at a restart it has two values
+        trained = [learning_rate(step, [100 * epochs] * (8 // epochs), 0.1, 0.01) for step in steps]
+        assert np.interp(np.array(steps) / 100, *line.get_data()) == pytest.approx(trained, abs=1e-4)
+        assert line.get_ydata().max() == pytest.approx(0.1)
+        assert recorded.get_linestyle() == "None"
+        assert recorded.get_xdata().tolist() == list(range(1, 9))
+    assert legend(figure.axes[3]) == ["as scheduled", "at an epoch's end"]
+
+
+def test_a_trial_without_epochs_leaves_the_others_their_room(tracking):
+    """Its accuracy was filed, the records of its epochs were not."""
+    parent = tracking.start_sweep("bare", "", [row("cycles", {"sgdr.lr": lr}, 1) for lr in (0.1, 0.01)], "")
+    for lr in (0.1, 0.01):
+        plant_trial(tracking, parent, {"sgdr.lr": lr}, 1, block="cycles", tags=CPU, accuracy=0.5, ensemble_accuracy=0.5)
+    assert whole(cycle_plots.training_course(sweep_runs("bare", tracking.uri)))

@@ -125,13 +125,21 @@ def test_what_is_no_clip_is_named_and_the_others_are_told(sweep, tmp_path, capsy
     (tmp_path / "empty.wav").touch()
     soundfile.write(tmp_path / "hollow.wav", np.zeros(0), RATE)
     soundfile.write(tmp_path / "nan.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
-    bad = [tmp_path / name for name in ("song.wav", "empty.wav", "hollow.wav", "nan.wav", "gone.wav")]
+    (tmp_path / "clip.raw").write_bytes(bytes(4_000))
+    bad = [tmp_path / name for name in ("song.wav", "empty.wav", "hollow.wav", "nan.wav", "gone.wav", "clip.raw")]
     code, out, err = told(capsys, "tones", *bad, validation_clips(config)[0], "--uri", tracking.uri)
     said = [line.split(": ", 1) for line in err.splitlines()]
     assert code == 2
     assert len(out.splitlines()) == 5
     assert [path for path, _ in said] == list(map(str, bad))
-    reasons = ("can't be read as audio", "the file is empty", "holds no samples", "not numbers", "can't be opened (No such file")
+    reasons = (
+        "can't be read as audio",
+        "the file is empty",
+        "holds no samples",
+        "not numbers",
+        "can't be opened (No such file",
+        "a raw file",
+    )
     assert all(reason in line for reason, (_, line) in zip(reasons, said, strict=True)), err
     assert told(capsys, "tones", bad[0], "--uri", tracking.uri)[:2] == (2, "")
 
@@ -158,6 +166,11 @@ def test_a_sweep_that_can_not_tell_says_how_to_mend_it(sweep, tmp_path, capsys, 
             raise AssertionError(err)
     absent = f"sqlite:///{tmp_path}/absent.db"
     assert "no tracking database at" in told(capsys, "tones", clip, "--uri", absent)[2]
+
+
+def test_a_tracker_that_is_away_is_told_in_a_line(capsys) -> None:
+    away = "The tracker at http://127.0.0.1:9 can't be reached: Connection refused\n"
+    assert told(capsys, "tones", "a.wav", "--uri", "http://127.0.0.1:9") == (1, "", away)
 
 
 class _Trap:

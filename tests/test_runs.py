@@ -1,5 +1,7 @@
 """The tidy frame against runs planted through the real tracker."""
 
+import errno
+
 import pandas as pd
 import pytest
 
@@ -263,6 +265,25 @@ def test_the_command_prints_the_tables_or_says_what_there_is(tracking, plant, ca
         printed, complaint = capsys.readouterr()
         assert (left.value.code, printed) == (2, "")
         assert said in complaint
+
+
+@pytest.mark.parametrize("flags", [[], ["--csv", "tables"], ["--out", "report"], ["--article"], ["--where", "block=a"]], ids=str)
+def test_a_tracker_that_is_away_is_told_in_a_line(capsys, flags):
+    with pytest.raises(SystemExit) as left:
+        main(["first-look", "--uri", "http://127.0.0.1:9", *flags])
+    away = "The tracker at http://127.0.0.1:9 can't be reached: Connection refused\n"
+    assert (left.value.code, *capsys.readouterr()) == (1, "", away)
+
+
+def test_a_full_disk_is_no_tracker_that_is_away(tracking, plant, tmp_path, monkeypatch):
+    plant(open_sweep(tracking, "a"), {"loader.num_workers": 2}, key="a", epoch_s=1.0)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    with pytest.raises(OSError, match="No space left"):
+        main(["first-look", "--uri", tracking.uri, "--csv", str(tmp_path / "tables")])
 
 
 def test_no_frame_is_needed_before_the_first_trial(tracking):
