@@ -137,7 +137,6 @@ def dry_run(config: SweepConfig, rerun: list[str], as_json: bool) -> int:
 def launch(config: SweepConfig, text: str, rerun: list[str], test: bool) -> int:
     """Runs a checked sweep to its tables; returns the exit code. `text`: the YAML, kept with the runs."""
     # Imported here: a faulty file is answered in a second, without MLflow
-    from analysis.report import report
     from analysis.tables import rebuild_command, render
     from sweeps import holdout, interrupt, rounds, sweep
     from sweeps.away import TrackerAway, asked
@@ -148,7 +147,7 @@ def launch(config: SweepConfig, text: str, rerun: list[str], test: bool) -> int:
     where = config.name, config.tracking.uri, config.tracking.experiment
     status, tables, page = "KILLED", None, None
     try:
-        opening = sweep.opened(config, text, rebuild_command(*where), rerun, print)
+        opening = sweep.opened(config, text, rebuild_command([config.name], *where[1:]), rerun, print)
         with interrupt.interruptible(config.time_budget), opening as opened:
             try:
                 if test:
@@ -158,7 +157,7 @@ def launch(config: SweepConfig, text: str, rerun: list[str], test: bool) -> int:
                 with asked(config.tracking.uri):
                     status, tables = "FAILED" if failed else "KILLED" if opened.unsettled else "FINISHED", render(*where, markdown=True)
                     print("\n" + render(*where))
-                    page = report(*where)
+                    page = _report(where)
                 if test and opened.unsettled:
                     print("--test waits until every trial is settled: the best ensemble may be among those that are not.")
                 elif test:
@@ -179,6 +178,21 @@ def launch(config: SweepConfig, text: str, rerun: list[str], test: bool) -> int:
         print("\ntime_budget has passed before any trial could start: the same command begins anew.")
         return 0
     return 1 if failed else 0
+
+
+def _report(where: tuple[str, str, str]) -> str | None:
+    """The report of the sweep, or None: a picture that can't be drawn is told, and costs the launch nothing else."""
+    from analysis.report import report
+    from sweeps.away import TrackerAway, asked
+
+    try:
+        with asked(where[1]):
+            return report(*where)
+    except TrackerAway:
+        raise
+    except Exception as problem:
+        print(f"No report: {type(problem).__name__}: {problem}. Its tables are above, and all it rests on is in MLflow.", file=sys.stderr)
+        return None
 
 
 if __name__ == "__main__":

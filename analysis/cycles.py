@@ -43,7 +43,7 @@ def groups(frame: pd.DataFrame) -> Iterator[Comparable]:
 
 def completed(trials: pd.DataFrame) -> pd.DataFrame:
     """Those that count: one that was cut short had a smaller budget."""
-    return trials[(trials["outcome"] == "completed") & trials["accuracy"].notna()]
+    return trials[(trials["outcome"] == "completed") & trials[["accuracy", "ensemble_accuracy"]].notna().all(axis=1)]
 
 
 def tables(frame: pd.DataFrame, markdown: bool = False) -> list[str]:

@@ -22,9 +22,9 @@ def key_times(frame: pd.DataFrame) -> pd.DataFrame:
     """A row a point, from the frame of `runs.sweep_runs`.
 
     Columns: sweep, block, varied, surroundings (str; the table the row belongs to), point (str: 'form=png start_method=fork'), trials, n,
-    median_s, min_s, max_s, fill_s, spread, slower_cores, outcomes as in `tradeoff.epoch_times`, change, change_low, change_high (float:
-    against the fastest point of the table, NaN for itself and below three pairs), and what `epochs.epoch_parts` has, each with part_ before
-    its name. Blocks that sweep workers or sizes, or nothing of the loader, are left out.
+    not_run, median_s, min_s, max_s, fill_s, spread, slower_cores, outcomes as in `tradeoff.epoch_times`, change, change_low, change_high
+    (float: against the fastest point of the table, NaN for itself and below three pairs), and what `epochs.epoch_parts` has, each with
+    part_ before its name. Blocks that sweep workers or sizes, or nothing of the loader, are left out.
     """
     return pd.DataFrame([row for group, keys in _groups(frame) for row in _rows(group, keys)])
 
@@ -38,7 +38,7 @@ def _groups(frame: pd.DataFrame) -> Iterator[tuple[Comparable, list[str]]]:
     for _, trials in frame[frame["planned"].astype(bool)].groupby("block", sort=False):
         varying = [column for column in trials if column.startswith("loader.") and trials[column].nunique(dropna=False) > 1]
         if varying and not {WORKERS, SHM} & set(varying):
-            trials.attrs = {}  # what was not run or only forecast has no row here
+            trials.attrs = {"not_run": frame.attrs.get("not_run", [])}
             yield from ((group, varying) for group in comparable(trials, tuple(varying)) if len(timed(group.trials)))
 
 
@@ -46,10 +46,12 @@ def _rows(group: Comparable, keys: list[str]) -> Iterator[dict[str, Any]]:
     points = {_point(keys, values): alike for values, alike in group.trials.groupby(keys, dropna=False)}
     medians = {point: epoch_seconds(alike).median() for point, alike in points.items() if len(timed(alike))}
     fastest = min(medians, key=lambda point: medians[point])
-    for point, alike in points.items():
+    missing = {_point(keys, values): len(alike) for values, alike in group.not_run.groupby(keys, dropna=False)}
+    for point in dict.fromkeys((*points, *missing)):
+        alike = points.get(point, group.trials.iloc[:0])
         change = paired_change(epoch_seconds(alike), epoch_seconds(points[fastest])) if point != fastest else None
         figures = {f"part_{name}": value for name, value in parts(alike).items()}
-        yield {**group.labels, "point": point, **cell_figures(alike), **change_figures(change), **figures}
+        yield {**group.labels, "point": point, **cell_figures(alike), "not_run": missing.get(point, 0), **change_figures(change), **figures}
 
 
 def _point(keys: list[str], values: tuple[Any, ...]) -> str:
@@ -79,7 +81,7 @@ def _times(group: Comparable, rows: pd.DataFrame, of: str, markdown: bool) -> st
     fastest = rows["median_s"].idxmin()
     texts = [
         [row.point, time_text(row, digits, widest), str(row.n), "the fastest" if row.Index == fastest else change_text(row)]
-        for row in rows.assign(not_run=0).itertuples()
+        for row in rows.itertuples()
     ]
     notes = [
         "Median over n trials of their epoch seconds (fastest-slowest trial); warm epochs only.",

@@ -26,6 +26,7 @@ from analysis.tradeoff import SHM, WORKERS, groups
 from sweeps.tracker import connect
 
 FILE = "report.html"
+INLINE = ["image", "link", "autolink", "emphasis", "backticks", "escape", "entity"]  # of Markdown; the report writes none
 DRAWN: tuple[tuple[str, Callable[[pd.DataFrame], Figure]], ...] = (  # of a block: what a picture shows, and who draws it
     ("Epoch seconds by loader workers, with the forecast", plots.epoch_seconds),
     ("Where an epoch goes, by loader workers", plots.where_epochs_go),
@@ -58,7 +59,7 @@ def report(
     names = [name] if isinstance(name, str) else name
     frame = matching(joined_runs(names, uri, experiment), filters)
     title = f"Sweep {frame.attrs['sweep']}"
-    flags = [*names[1:], *(f"--where {text}" for text in filters), "--out report"]
+    flags = [*(word for text in filters for word in ("--where", text)), "--out", "report"]
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         _choice(frame),
@@ -71,7 +72,7 @@ def report(
         "<h2>The file</h2>",
         *(f"<pre>{html.escape(sweep_yaml(name, uri, experiment))}</pre>" for name in names),
         "<h2>Once more</h2>",
-        f"<p>This report from the tracker alone: <code>{html.escape(rebuild_command(names[0], uri, experiment, flags))}</code></p>",
+        f"<p>This report from the tracker alone: <code>{html.escape(rebuild_command(names, uri, experiment, flags))}</code></p>",
     ]
     return _page(title, parts)
 
@@ -93,8 +94,8 @@ def _page(title: str, parts: Sequence[str]) -> str:
 
 
 def _marked(markdown: str) -> str:
-    """Markdown as HTML; what looks like HTML in it stays text."""
-    made = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable("table").render(markdown)
+    """Markdown's headings, lists and tables as HTML. What stands in them stays text: evidence is quoted, whatever it looks like."""
+    made = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable("table").disable(INLINE).render(markdown)
     return made.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
 
 
@@ -139,7 +140,8 @@ def _disturbed(frame: pd.DataFrame) -> str:
     if frame.empty or not (disturbed := frame[(frame["disturbances"] > 0) & frame["planned"]]).size:
         return "<p>Nothing: no settled trial was disturbed from outside.</p>"
     rows = [
-        [trial.run_name, trial.disturbed or "ran again, quietly", trial.disturbances, trial.attempts] for trial in disturbed.itertuples()
+        [trial.run_name, trial.disturbed if pd.notna(trial.disturbed) else "ran again, quietly", trial.disturbances, trial.attempts]
+        for trial in disturbed.itertuples()
     ]
     return _table(["trial", "what disturbed it", "disturbed runs", "runs"], rows)
 

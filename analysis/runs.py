@@ -64,6 +64,7 @@ def sweep_runs(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPE
 
 def trial_frame(name: str, attempts: "Sequence[Run]", rows_of_plan: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The frame of `sweep_runs` but for the place, from a sweep's runs, newest first, and the rows of its plan.json."""
+    attempts = [run for run in attempts if run.data.params]  # a launch that was killed as it opened a run left nothing to tell
     settled = {run.data.tags["key"] for run in attempts if _is_settled(run)}
     forecast_only = [row for row in rows_of_plan if not row.get("measured", True) and row["key"] not in settled]
     plan = {row["key"] for row in rows_of_plan} - {row["key"] for row in forecast_only}
@@ -99,6 +100,7 @@ def joined_runs(names: Sequence[str], uri: str = DEFAULT_URI, experiment: str = 
     for frame in frames:
         frame.attrs = {}
     joined = pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
+    joined = joined.fillna({name: value for name, value in AGED.items() if name in joined})  # one sweep may be older than the other
     joined.attrs = attrs
     return joined
 

@@ -64,13 +64,14 @@ def write_csv(frame: pd.DataFrame, folder: Path) -> list[Path]:
     return [file for file in tidy if file.exists()]
 
 
-def rebuild_command(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT, flags: Sequence[str] = ()) -> str:
+def rebuild_command(names: Sequence[str], uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT, flags: Sequence[str] = ()) -> str:
     """The command that prints the tables again, from the folder in which the sweep was launched."""
-    command = f"python -m analysis {shlex.quote(name)}"
+    words = ["python", "-m", "analysis", *names]
     if resolve_uri(uri) != resolve_uri(DEFAULT_URI):
-        command += f" --uri {shlex.quote(uri)}"
-    command += "" if experiment == DEFAULT_EXPERIMENT else f" --experiment {shlex.quote(experiment)}"
-    return " ".join([command, *flags])
+        words += ["--uri", uri]
+    if experiment != DEFAULT_EXPERIMENT:
+        words += ["--experiment", experiment]
+    return shlex.join([*words, *flags])
 
 
 def head(frame: pd.DataFrame, markdown: bool = False) -> str:
@@ -110,7 +111,7 @@ def _next(name: str, uri: str, experiment: str, markdown: bool) -> str:
     see = uri
     if database_file(uri):
         see = "make ui" if uri == resolve_uri(DEFAULT_URI) else f"python -m mlflow ui --backend-store-uri {uri}"
-    commands = {"These tables again:": rebuild_command(name, uri, experiment), "Every epoch of every trial:": see}
+    commands = {"These tables again:": rebuild_command([name], uri, experiment), "Every epoch of every trial:": see}
     if markdown:
         return "\n".join(f"- {what} `{command}`" for what, command in commands.items())
     return "\n".join(f"{what:<29}{command}" for what, command in commands.items())

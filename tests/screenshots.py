@@ -1,6 +1,7 @@
-"""The README's pictures of MLflow, made again: `make screenshots`, or python -m tests.screenshots SWEEP [FOLDER]
+"""The README's pictures of a sweep and of MLflow, made again: `make screenshots`, or python -m tests.screenshots SWEEP [FOLDER]
 
-SWEEP is one of the mlflow.db in FOLDER (here, if not given) with trials that learned; docs/mlflow-*.png are overwritten.
+SWEEP is one of the mlflow.db in FOLDER (here, if not given) with trials that learned; docs/epoch-seconds.png and docs/mlflow-*.png are
+overwritten.
 """
 
 import io
@@ -10,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page
 
+from analysis import plots
 from analysis.runs import sweep_runs
 from sweeps.tracker import find_sweep
 from tests.mlflow_pages import browsing, new_page, open_view, served
@@ -27,6 +29,7 @@ def main(sweep: str, folder: Path) -> None:
     learned = runs.sort_values("ensemble_accuracy", ascending=False).iloc[0]["run_id"]
     slowest = runs.sort_values("epoch_s", ascending=False).query("`loader.num_workers` > 0").iloc[0]["run_id"]
     DOCS.mkdir(exist_ok=True)
+    plots.epoch_seconds(runs).savefig(DOCS / "epoch-seconds.png", dpi=110)
     with served(folder) as server, browsing() as browser:
         pages = f"{server}/#/experiments/{experiment}/runs"
         page = new_page(browser, 1900, 760)

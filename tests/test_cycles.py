@@ -91,6 +91,15 @@ def test_only_completed_trials_count_and_the_others_are_named(tracking, plant):
     assert "Not counted, cycles of 2: 1 of 1 out of memory.\nNot counted, cycles of 4: 1 of 3 stopped early, 1 of 3 crashed." in text
 
 
+def test_one_without_an_ensemble_does_not_count(tracking, plant):
+    accuracies = {"accuracy": 0.8}, {"accuracy": 0.7, "best_snapshot_accuracy": 0.7, "ensemble_accuracy": 0.75}
+    parent = tracking.start_sweep("first-look", "", [{"key": "1"}, {"key": "2"}], "")
+    for repeat, figures in enumerate(accuracies, 1):
+        plant(parent, {"sgdr.cycle_epochs": 2}, repeat, key=str(repeat), **figures)
+    (row,) = cycle_accuracies(sweep_runs("first-look", tracking.uri)).itertuples()
+    assert (row.trials, row.n, row.last, row.ensemble) == (2, 1, 0.7, 0.75)
+
+
 def test_budgets_are_never_pooled(tracking, plant):
     trials = [({"sgdr.epochs": epochs}, 1, "completed", (0.5, 0.5, 0.5)) for epochs in (4, 8)]
     rows = cycle_accuracies(plant_sweep(tracking, plant, trials))

@@ -52,3 +52,12 @@ def test_blocks_that_sweep_workers_or_nothing_of_the_loader_are_left_out():
     workers = [Drawn("workers", {"loader.num_workers": count}, 1, "completed", figures(count, 1), PACED) for count in (0, 2)]
     cycles = [Drawn("cycles", {"sgdr.cycle_epochs": epochs}, 1, "completed", figures(0, 1), PACED) for epochs in (2, 8)]
     assert key_times(frame_of([*workers, *cycles])).empty
+
+
+def test_a_form_that_has_not_run_yet_has_a_row():
+    trials = [Drawn("forms", {"loader.form": form}, 1, outcome, figures(AS[form], 1), PACED)
+              for form, outcome in (("png", "completed"), ("wav", "completed"), ("packed", None))]  # fmt: skip
+    frame = frame_of(trials)
+    assert key_times(frame).set_index("point")["not_run"].to_dict() == {"form=png": 0, "form=wav": 0, "form=packed": 1}
+    line = next(line for line in tables(frame)[0].splitlines() if line.startswith("form=packed"))
+    assert " ".join(line.split()) == "form=packed not run yet 0 -"

@@ -95,6 +95,30 @@ def test_what_was_disturbed_and_what_failed_is_told_and_nothing_in_it_is_markup(
     assert "<b>: 1" in text
 
 
+def test_evidence_is_quoted_whatever_it_looks_like(tracking, plant):
+    said = ["bad file ![clip](http://evil.example/x.png)", "Dataset.__init__() got **kwargs and <https://evil.example>"]
+    trials = [({"loader.num_workers": 2}, repeat) for repeat in (1, 2)]
+    parent = tracking.start_sweep("first-look", YAML, [row("workers", *trial) for trial in trials], "")
+    for trial, evidence in zip(trials, said, strict=True):
+        run = plant(parent, *trial, outcome="crashed", tags=PACED)
+        tracking.client.set_tag(run, "evidence", evidence)
+    outline = Outline(report("first-look", tracking.uri))
+    assert not {"img", "a", "strong", "em"} & {tag for tag, _ in outline.tags}
+    assert all(evidence in outline.text for evidence in said)
+
+
+def test_one_that_stayed_disturbed_and_one_that_ran_again_quietly_are_told(tracking, plant):
+    trials = [({"loader.num_workers": 2}, repeat) for repeat in (1, 2)]
+    parent = tracking.start_sweep("first-look", YAML, [row("workers", *trial) for trial in trials], "")
+    disturbed = PACED | {"disturbed": "a compiler"}
+    for trial, tags in ((trials[0], disturbed), (trials[1], disturbed), (trials[1], PACED)):
+        plant(parent, *trial, tags=tags, epoch_s=1.0)
+    text = Outline(report("first-look", tracking.uri)).text
+    assert "a compiler11" in text, "what disturbed it, disturbed runs, runs"
+    assert "ran again, quietly12" in text
+    assert "nan" not in text
+
+
 def test_a_sweep_before_its_first_trial_has_a_report(tracking):
     tracking.start_sweep("s", "name: s\n", [], "")
     assert "no trial has run yet" in report("s", tracking.uri)

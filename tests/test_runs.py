@@ -1,12 +1,14 @@
 """The tidy frame against runs planted through the real tracker."""
 
 import errno
+import shlex
+import sqlite3
 
 import pandas as pd
 import pytest
 
 from analysis.__main__ import main
-from analysis.runs import comparable, sweep_runs
+from analysis.runs import comparable, joined_runs, sweep_runs
 from analysis.tables import rebuild_command, render
 from sweeps.metrics import SUMMARY
 from tests.conftest import trial_key
@@ -119,7 +121,8 @@ def test_other_sweeps_stay_out_and_more_than_a_page_is_read(tracking, monkeypatc
     parent, other = open_sweep(tracking), open_sweep(tracking, name="other")
     for index in range(7):
         tags = {"kind": "trial", "key": str(index), "block": "w", "repeat": "1", "mlflow.parentRunId": parent}
-        tracking.client.create_run(tracking.experiment_id, tags=tags)
+        run = tracking.client.create_run(tracking.experiment_id, tags=tags)
+        tracking.client.log_param(run.info.run_id, "loader.num_workers", index)
     tracking.start_trial(other, key="x", block="w", repeat=1, seed=1, swept={}, config={}, tags={})
     assert len(sweep_runs("first-look", tracking.uri)) == 7
     assert len(tracking.settled_keys(parent)) == 0
@@ -250,8 +253,39 @@ def test_failures_are_named_with_their_evidence(tracking, plant):
 
 
 def test_the_rebuild_command_names_only_what_is_not_the_default():
-    assert rebuild_command("s") == "python -m analysis s"
-    assert rebuild_command("s", "http://box:5000", "mine") == "python -m analysis s --uri http://box:5000 --experiment mine"
+    assert rebuild_command(["s"]) == "python -m analysis s"
+    assert rebuild_command(["s"], "http://box:5000", "mine") == "python -m analysis s --uri http://box:5000 --experiment mine"
+
+
+def test_the_rebuild_command_is_one_that_the_command_line_takes(tracking, plant, tmp_path, monkeypatch, capsys):
+    for sweep in ("one", "the other"):
+        parent = tracking.start_sweep(sweep, "", [{"key": sweep}], "")
+        plant(parent, {"loader.num_workers": 2}, key=sweep, tags={"device_name": "paced: 25 ms a step"}, epoch_s=1.0)
+    where = ["--where", "device_name=paced: 25 ms a step"]
+    printed = rebuild_command(["one", "the other"], tracking.uri, flags=where)
+    assert main(shlex.split(printed)[3:]) is None
+    assert capsys.readouterr().out.startswith("Sweep one + the other: 2 completed\n")
+
+
+def test_an_older_sweep_and_a_newer_one_are_joined(tracking, plant):
+    for sweep, newer in (("old", {}), ("new", {"corpus.read_latency_s": 0.0, "corpus.cache": "warm"})):
+        parent = tracking.start_sweep(sweep, "", [{"key": sweep}], "")
+        plant(parent, {"loader.num_workers": 2} | newer, key=sweep, epoch_s=1.0)
+    for names in (["old", "new"], ["new", "old"]):
+        frame = joined_runs(names, tracking.uri)
+        assert frame["corpus.read_latency_s"].tolist() == [0.0, 0.0]
+        assert len({group.surroundings for group in comparable(frame, ("loader.num_workers",))}) == 1
+
+
+def test_a_run_that_was_killed_as_it_was_opened_is_a_trial_that_has_not_run(tracking, plant, monkeypatch):
+    rows = [{"key": key, "block": "workers", "repeat": repeat, "swept": {"loader.num_workers": 2}} for repeat, key in enumerate("ab", 1)]
+    parent = tracking.start_sweep("first-look", "", rows, "")
+    plant(parent, {"loader.num_workers": 2}, key="a", epoch_s=1.0)
+    created = plant(parent, {"loader.num_workers": 2}, 2, key="b", outcome="interrupted")
+    with sqlite3.connect(tracking.uri.removeprefix("sqlite:///")) as database:
+        database.execute("delete from params where run_uuid = ?", [created])
+    assert sweep_runs("first-look", tracking.uri)["key"].tolist() == ["a"]
+    assert "1 of 2 planned trials have not run." in render("first-look", tracking.uri)
 
 
 def test_the_command_prints_the_tables_or_says_what_there_is(tracking, plant, capsys):
