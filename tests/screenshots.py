@@ -50,6 +50,7 @@ def main(sweep: str, folder: Path) -> None:
         page = new_page(browser, 1500, 900)
         page.goto(f"{pages}/{parent.info.run_id}/artifacts/report.html")
         page.frame_locator("iframe").get_by_role("heading", name=f"Sweep {sweep}").wait_for()
+        page.get_by_text("Path:").first.evaluate("line => line.parentElement.style.visibility = 'hidden'")  # a folder of this machine
         keep(page, "mlflow-report")
 
 
