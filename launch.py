@@ -10,6 +10,7 @@ import argparse
 import functools
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -37,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. Settled trials are kept; the same command runs the rest.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain as it ends
+        return 141
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:

@@ -28,7 +28,8 @@ from speech.learner import Learner
 from speech.snapshots import Ensemble
 
 PROGRESS = "progress.json"
-RETOLD = ("kind", "epoch", "warmup", "cycle", "file", "metrics")  # of a record; its raw steps were told by the attempt that took them
+# Of a record; its raw steps were told by the attempt that took them
+RETOLD = ("kind", "epoch", "warmup", "cycle", "file", "metrics", "disagreements")
 
 Record = dict[str, Any]
 

@@ -187,7 +187,7 @@ class SweepConfig(Group):
     resources: Resources = Field(Resources(), description="what each trial asks of its node")
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="training threads, the same for all trials")
     warmup_epochs: int = Field(1, ge=0, le=10_000, description="first epochs that train like the others but that the clock ignores")
-    trial_timeout: Annotated[Duration, Field(gt=0)] = Field(
+    trial_timeout: Annotated[Duration, Field(gt=0, le=1e8)] = Field(
         1200.0, description="a trial that takes longer is ended: 20m, 90s, 2h or seconds; kept in seconds"
     )
     max_restarts: int = Field(
@@ -197,7 +197,7 @@ class SweepConfig(Group):
         "continue", description="stop: no trial starts after one has failed that isn't attempted again; those that run are left to end"
     )
     run_cap: int | None = Field(None, ge=1, description="the most trials that one launch starts; absent: all that are left")
-    time_budget: Annotated[float, BeforeValidator(parse_duration), Field(gt=0)] | None = Field(
+    time_budget: Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=1e8)] | None = Field(
         None, description="a launch that takes longer stops as if by Ctrl-C: 10m, 90s, 2h or seconds; absent: no limit"
     )
     snapshots: Snapshots = Field(Snapshots(), description="which weights are uploaded")

@@ -48,6 +48,12 @@ class Outbox:
         runs = _whole_lines(self._marks)
         self._sent, self.run_id = len(runs), runs[0].decode() if runs else ""  # empty until the run is opened
 
+    @property
+    def given_up(self) -> bool:
+        """Whether it tells of an attempt that ended as interrupted: nothing but its log would be missed."""
+        endings = [each["arguments"] for each in self._operations if each["call"] == "log_ending"]
+        return bool(endings) and endings[-1]["outcome"] == "interrupted"
+
     @classmethod
     def new(cls, folder: Path, uri: str, experiment: str) -> "Outbox":
         """A new attempt at the trial of this folder; what an earlier attempt has told is forgotten."""
@@ -145,10 +151,20 @@ def set_aside(folder: Path) -> None:
     folder.rename(place)
 
 
+def remove(folder: Path) -> None:
+    """Of a trial whose records are sent. The outbox goes first: what is left of the rest by a kill tells nobody to send it again."""
+    (folder / FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def left_in(sweep_folder: Path) -> list[Path]:
     """Trials' folders with an outbox, whether anything in it waits or not, the one first that was last written to longest ago."""
     files = [*sweep_folder.glob(f"*/{FILE}"), *sweep_folder.glob(f"{UNSENT}/*/{FILE}")]
-    return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+    written: dict[Path, float] = {}
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # another relay has just sent and removed it
+            written[file.parent] = file.stat().st_mtime
+    return sorted(written, key=lambda folder: written[folder])
 
 
 def waits(sweep_folder: Path, key: str) -> bool:
@@ -181,7 +197,7 @@ def _deliver(sweep_folder: Path) -> list[Unsent]:
             if failed and outbox.waiting:
                 unsent[outbox.folder] = failed._replace(folder=outbox.folder)
             elif outbox.ended:
-                shutil.rmtree(outbox.folder)
+                remove(outbox.folder)
     with contextlib.suppress(OSError):  # there is none, or something in it waits
         (sweep_folder / UNSENT).rmdir()
     return list(unsent.values())
@@ -204,7 +220,9 @@ def _send_all(outbox: Outbox, trackers: dict[str, Tracking]) -> Unsent | None:
         trackers[f"{uri} {experiment}"] = tracking
         while outbox.waiting:
             outbox.send_next(tracking)
-    except Exception as error:  # whatever it is, the records stay
+    except Exception as error:  # whatever it is, the records stay; but for those of an interrupted attempt whose run there is no more
+        if outbox.given_up and getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            return None
         return Unsent(outbox.folder, uri, reason(error), is_away(error))
     return None
 

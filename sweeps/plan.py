@@ -9,6 +9,7 @@ Same key, same measurement: that is how a later run knows what is settled.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import random
@@ -175,10 +176,17 @@ def _deciding(trial: TrialConfig) -> dict[str, Any]:
     dump["corpus"] = {"seconds": trial.corpus.seconds} | read
     dump["sgdr"] = {"cycles": trial.sgdr.cycles(), "lr": trial.sgdr.lr, "lr_min": trial.sgdr.lr_min}
     with contextlib.suppress(OSError, ValueError):  # no such file, or none that can be read: preflight says so
-        dump["model"]["weights"] = hashlib.sha256(Path(trial.model.weights).read_bytes()).hexdigest()
+        file = Path(trial.model.weights).stat()
+        dump["model"]["weights"] = _content(trial.model.weights, file.st_size, file.st_mtime_ns)
     if trial.loader.num_workers == 0:
         dump["loader"] |= {key: Loader.model_fields[key].default for key in _OF_WORKERS}
     return dump
+
+
+@functools.cache
+def _content(path: str, size: int, mtime_ns: int) -> str:
+    """Of a file as it is now: every point of a sweep asks for it."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _hash(deciding: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import os
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -91,12 +92,13 @@ class Running:
     spec: TrialSpec
     began: float
     epochs: int = 0  # ended
+    skipped: int = 0  # of them, by an interrupted attempt
     latest: float = 0.0  # when the last of them ended
 
     def left_s(self, foreseen_s: float | None, now: float) -> float | None:
         """Of its epochs, as those that have ended went, before that as foreseen."""
-        if self.epochs:
-            each_s = (self.latest - self.began) / self.epochs
+        if done := self.epochs - self.skipped:
+            each_s = (self.latest - self.began) / done
             return max(0.0, each_s * (self.spec.config.sgdr.epochs - self.epochs) - (now - self.latest))
         return None if foreseen_s is None else max(0.0, foreseen_s - (now - self.began))
 
@@ -111,20 +113,23 @@ class Remaining:
     @property
     def factor(self) -> float:
         """By which trials that were forecast took longer; 1 before the first."""
-        known = [(took_s, expected_s) for key, (_, took_s) in self.took_s.items() if (expected_s := self.expected_s.get(key))]
+        took = list(self.took_s.items())  # at once, since another thread adds to it
+        known = [(took_s, expected_s) for key, (_, took_s) in took if (expected_s := self.expected_s.get(key))]
         return sum(took_s for took_s, _ in known) / sum(expected_s for _, expected_s in known) if known else 1.0
-
-    def of(self, spec: TrialSpec) -> float | None:
-        """Seconds of a trial that has not started; None where neither a forecast nor a trial of its block tells."""
-        expected_s = self.expected_s.get(spec.key)
-        if expected_s is not None:
-            return self.factor * expected_s
-        alike = [took_s for block, took_s in self.took_s.values() if block == spec.block]
-        return statistics.median(alike) if alike else None
 
     def left_s(self, waiting: Sequence[TrialSpec], running: Sequence[Running], now: float) -> tuple[float, int]:
         """Of all together, as many at once as run now; and how many trials nothing is known of."""
-        each = [self.of(spec) for spec in waiting] + [trial.left_s(self.of(trial.spec), now) for trial in running]
+        factor, by_block = self.factor, defaultdict[str, list[float]](list)
+        for block, took_s in list(self.took_s.values()):
+            by_block[block].append(took_s)
+        alike_s = {block: statistics.median(took) for block, took in by_block.items()}
+
+        def whole_s(spec: TrialSpec) -> float | None:
+            """None where neither a forecast nor a trial of its block tells."""
+            expected_s = self.expected_s.get(spec.key)
+            return alike_s.get(spec.block) if expected_s is None else factor * expected_s
+
+        each = [whole_s(spec) for spec in waiting] + [trial.left_s(whole_s(trial.spec), now) for trial in running]
         known = [seconds for seconds in each if seconds is not None]
         return sum(known) / max(1, len(running)), len(each) - len(known)
 
@@ -151,15 +156,18 @@ class LiveTable:
 
     def hear(self, spec: TrialSpec, told: Told) -> None:
         now = self.clock()
-        if "epoch" in told and spec.key in self.running:
-            self.running[spec.key].epochs, self.running[spec.key].latest = told["epoch"] + 1, now
+        if "epoch" in told and (trial := self.running.get(spec.key)):
+            trial.epochs, trial.latest = told["epoch"] + 1, now
+            if told.get("again"):
+                trial.skipped, trial.began = trial.epochs, now
         elif "started" in told:
             self.running[spec.key] = Running(spec, now)
 
     def ended(self, spec: TrialSpec, result: Told, line: str) -> None:
         trial = self.running.pop(spec.key, None)
         if trial and result.get("outcome") == "completed":
-            self.remaining.took_s[spec.key] = (spec.block, self.clock() - trial.began)
+            whole = trial.epochs / max(1, trial.epochs - trial.skipped)  # as if it had trained all of them
+            self.remaining.took_s[spec.key] = (spec.block, (self.clock() - trial.began) * max(1.0, whole))
         self.results[spec.key] = (spec, result)
         if _state(result) == "failed":
             self.console.print(line, style="red", markup=False, soft_wrap=True)

@@ -23,7 +23,7 @@ from sweeps.forecast import Forecast
 from sweeps.hang import modelled_wait_s
 from sweeps.hygiene import settle
 from sweeps.isolation import Record, Task, Template
-from sweeps.outbox import Outbox, deliver, set_aside
+from sweeps.outbox import Outbox, deliver, remove, set_aside
 from sweeps.outcome import Outcome, classify
 from sweeps.plan import TrialSpec
 from sweeps.sender import Sender
@@ -132,7 +132,7 @@ def run_trial(template: Template, spec: TrialSpec, launch: Launch, report: Calla
     if ended.outcome.name not in GOES_ON:
         shutil.rmtree(learned)
     if sent:
-        shutil.rmtree(folder)
+        remove(folder)
         deliver(launch.folder)  # the tracker is there: between trials is the time for what waits of earlier ones
     else:
         set_aside(folder)
@@ -209,7 +209,7 @@ def _listen(
                 case "epoch":
                     heard.epochs.append({"warmup": record["warmup"], "metrics": record["metrics"]})
                     sender.put("log_epoch", epoch=record["epoch"], metrics=record["metrics"])
-                    report({"epoch": record["epoch"]} | record["metrics"])
+                    report({"epoch": record["epoch"], "again": record.get("again", False)} | record["metrics"])
                 case "snapshot":
                     heard.snapshots.append(record)
                     sender.put("log_snapshot", cycle=record["cycle"], metrics=record["metrics"])

@@ -105,12 +105,12 @@ class _Rounds:
             runner.run(due, launch_of(sweep), session, self._ended, self.view.hear, self.view.say)
         except KeyboardInterrupt:
             with contextlib.suppress(TrackerAway):  # it is to stop now; records wait for the next launch
-                settle_up(sweep)
+                settle_up(sweep, self.view.say)
             raise
         except RayEnded:
-            settle_up(sweep, AWAY_S)
+            settle_up(sweep, self.view.say, AWAY_S)
             raise
-        settle_up(sweep, AWAY_S)
+        settle_up(sweep, self.view.say, AWAY_S)
 
     def _ended(self, spec: TrialSpec, result: Result) -> bool:
         """Says how a trial ended; returns whether others may start after it."""
@@ -120,17 +120,19 @@ class _Rounds:
         count = f"{self._before + len(self.results):>{len(str(self._total))}}/{self._total}"
         self.view.ended(spec, result, f"{count}  {_name(spec):<{self._width}}  {_told(result)}{waits}")
         if result.get("outcome") not in SETTLED:
+            self.stopped |= self.sweep.config.on_failure == "stop" and not self.comes_again(spec.key)
             self.view.say(f"{'':{len(count)}}  {self._log(spec, result)}{self._what_follows(spec)}")
-            self.stopped = self.sweep.config.on_failure == "stop" and not self.comes_again(spec.key)
         return not self.stopped
 
     def _log(self, spec: TrialSpec, result: Result) -> str:
         if "lost" in result:
             return f"what it wrote lies in {self.sweep.folder / spec.key} until it is filed with its MLflow run"
+        if not result["run_id"]:
+            return f"{result['log']} lies in {self.sweep.folder / outbox.UNSENT} until its MLflow run can be opened"
         return f"see {result['log']} of its MLflow run {result['run_id']}"
 
     def _what_follows(self, spec: TrialSpec) -> str:
-        if not self.comes_again(spec.key):
+        if self.stopped or not self.comes_again(spec.key):
             return ""
         return f"; runs once more, {self.losses[spec.key]} of {self.sweep.config.max_restarts} (max_restarts)"
 

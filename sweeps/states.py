@@ -22,6 +22,7 @@ RUNNING = "running"
 DISTURBED = "disturbed"  # settled, and to run once more: something outside disturbed it
 NOT_MEASURED = "not measured"  # left to its forecast
 WORDS = ("settled", DISTURBED, "failed", "interrupted", RUNNING, NEW, NOT_MEASURED)  # of `kind`, in the order in which they are told
+UNDONE = ("failed", "interrupted", RUNNING)  # what --rerun failed runs: one that was interrupted may have been at a failed trial
 NAMED = 5  # keys that an ambiguous one names
 
 
@@ -80,7 +81,7 @@ def asked_for(rerun: Sequence[str], trials: Sequence[TrialSpec], found: Mapping[
     if not rerun:
         return Asked()
     named = frozenset(find(word, trials).key for word in rerun if word not in ("all", "failed"))
-    failed = {trial.key for trial in trials if "failed" in rerun and kind(found.get(trial.key, NEW)) == "failed"}
+    failed = {trial.key for trial in trials if "failed" in rerun and kind(found.get(trial.key, NEW)) in UNDONE}
     return Asked(named | failed | {trial.key for trial in trials if "all" in rerun}, named)
 
 

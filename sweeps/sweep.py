@@ -101,7 +101,8 @@ def opened(config: SweepConfig, text: str, rebuild: str, rerun: Sequence[str], s
     folder = (WORK_FOLDER / config.name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     tracking = _tracking(config)
-    with _held(lock_file(tracking.uri, config)), _machines(config, folder / REMAINS, say) as machines:
+    own = folder.with_name(f"{folder.name}.lock")  # one tracker may be called by two names, and another sweep by the same
+    with _held(lock_file(tracking.uri, config)), _held(own), _machines(config, folder / REMAINS, say) as machines:
         if unsent := _unsent(machines, folder):
             raise PreflightError(outbox.told(unsent))
         machines.survey(config, folder / "preflight.log")
@@ -165,11 +166,14 @@ def heading(sweep: Sweep) -> str:
     return "\n".join([sweep.outlook.outline(sweep.found, sweep.left), *foreseen, *sweep.differs])
 
 
-def settle_up(sweep: Sweep, patience_s: float = 0.0) -> None:
+def settle_up(sweep: Sweep, say: Say, patience_s: float = 0.0) -> None:
     """Sends what waits on each machine, closes what a relay that died has left open, and looks where trials stand. Raises TrackerAway,
-    having closed nothing."""
-    if unsent := _unsent(sweep.machines, sweep.folder, patience_s):
+    having closed nothing; what the tracker refuses is said, and keeps nobody from the tables."""
+    unsent = _unsent(sweep.machines, sweep.folder, patience_s)
+    if any(each.away for each in unsent):
         raise TrackerAway(outbox.told(unsent))
+    if unsent:
+        say(outbox.told(unsent))
     with asked(sweep.tracking.uri):
         sweep.machines.close_orphans(sweep.tracking, sweep.parent, sweep.folder)
         sweep.look()

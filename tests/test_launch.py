@@ -247,6 +247,16 @@ def test_a_second_launch_of_a_sweep_is_told_who_holds_it(launched) -> None:
     assert re.search(r"process \d+ runs this sweep already", done.stderr)
 
 
+def test_nor_does_another_tracker_make_it_another_sweep_of_this_folder(launched) -> None:
+    """The second would tidy up after the first, which is alive."""
+    folder, _ = launched
+    with (folder / ".sweeps" / "planted.lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = launch(folder, "--set", "tracking.experiment=other")
+    assert done.returncode == 3
+    assert re.search(r"process \d+ runs this sweep already", done.stderr)
+
+
 @pytest.mark.parametrize(
     ("flag", "code", "message"),
     [

@@ -321,6 +321,20 @@ def test_a_refusal_keeps_that_trial_and_lets_the_others_through(tracking, parent
     assert tracking.settled_keys(parent) == {"other": "completed", "deleted": "completed"}
 
 
+def test_what_an_interrupted_attempt_has_to_tell_of_a_run_that_is_no_more_is_dropped(tracking, parent, tmp_path) -> None:
+    work = tmp_path / "work"
+    folder = filled(work, tracking, parent, ended=False)
+    outbox = Outbox(folder)
+    outbox.send_next(tracking)
+    outbox.close()
+    set_aside(folder)
+    with sqlite3.connect(tracking.uri.removeprefix("sqlite:///")) as database:  # as in another database in its place
+        for table in ("tags", "params", "metrics", "latest_metrics", "runs"):
+            database.execute(f"delete from {table} where run_uuid = ?", [outbox.run_id])
+    assert deliver(work) == []
+    assert not list(work.iterdir())
+
+
 def test_a_sender_sends_what_is_put_and_flush_waits_for_it(tracking, parent, tmp_path) -> None:
     with Sender(Outbox.new(tmp_path, tracking.uri, "speech")) as sender:
         assert sender.flush()

@@ -43,6 +43,24 @@ def test_what_is_left_is_the_forecast_times_what_trials_took_of_theirs() -> None
     assert remaining.left_s(waiting, [], 0) == (pytest.approx(67), 0), "a trial of its block tells what no forecast does"
 
 
+def test_epochs_that_are_told_again_took_no_time() -> None:
+    now = 100.0
+    table = LiveTable("s", Remaining({}), Console(), clock=lambda: now)
+    spec = trial("a")
+    table.begin([spec])
+    table.hear(spec, {"started": True})
+    for epoch in (0, 1):
+        table.hear(spec, {"epoch": epoch, "again": True})
+    now = 130.0
+    table.hear(spec, {"epoch": 2, "again": False})
+    assert table.running["a"].left_s(None, now) == 30.0 * (spec.config.sgdr.epochs - 3)
+    for epoch in range(3, spec.config.sgdr.epochs):
+        now += 30.0
+        table.hear(spec, {"epoch": epoch, "again": False})
+    table.ended(spec, {"outcome": "completed", "summary": {}}, "")
+    assert table.remaining.took_s["a"][1] == pytest.approx(30.0 * spec.config.sgdr.epochs)
+
+
 def test_a_trial_under_way_is_left_as_long_as_its_epochs_went() -> None:
     remaining = Remaining({"a": 10.0, "b": 10.0})
     running = Running(trial("a"), began=100.0)

@@ -34,7 +34,7 @@ class Played:
         self.noisy, self.done, self.states, self.started, self.said = set(disturbed), {}, {}, [], []
         monkeypatch.setattr(rounds.runner, "run", self.play)
         monkeypatch.setattr(rounds, "launch_of", lambda sweep: None)
-        monkeypatch.setattr(rounds, "settle_up", lambda sweep, patience_s=0.0: self.look())
+        monkeypatch.setattr(rounds, "settle_up", lambda sweep, say, patience_s=0.0: self.look())
 
     @property
     def left(self) -> list[TrialSpec]:
@@ -83,6 +83,21 @@ def test_what_runs_and_what_fails(monkeypatch, ends: dict, keys: dict, started: 
     played = Played(monkeypatch, ends, **keys)
     assert [trial.key for trial in rounds.run(played, played.said.append)] == failed.split()
     assert played.started == started.split()
+
+
+def test_a_stop_is_not_undone_by_one_that_was_left_to_end(monkeypatch) -> None:
+    played = Played(monkeypatch, {"a": "crashed", "b": "oom, completed", "c": "completed"}, on_failure="stop")
+
+    def side_by_side(trials, launch, session, done, hear, say) -> None:
+        for trial in trials[:2]:
+            played.started.append(trial.key)
+            end = played.ends[trial.key].pop(0)
+            done(trial, {"outcome": end, "evidence": "planted", "summary": {}, "run_id": "1f", "log": "stderr.log", "origin": {}})
+
+    monkeypatch.setattr(rounds.runner, "run", side_by_side)
+    rounds.run(played, played.said.append)
+    assert played.started == ["a", "b"]
+    assert not [line for line in played.said if "runs once more" in line]
 
 
 def test_a_ray_that_ends_once_too_often_ends_the_launch(monkeypatch) -> None:

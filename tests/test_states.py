@@ -54,10 +54,10 @@ FOUND = {"abc1": "completed", "abd2": "oom", "fff3": "interrupted"}
     ("rerun", "keys", "named"),
     [
         ([], None, ""),
-        (["failed"], "abd2", ""),
+        (["failed"], "abd2 fff3", ""),
         (["all"], "abc1 abd2 fff3 0004", ""),
         (["f"], "fff3", "fff3"),
-        (["abc", "failed"], "abc1 abd2", "abc1"),
+        (["abc", "failed"], "abc1 abd2 fff3", "abc1"),
         (["all", "0004"], "abc1 abd2 fff3 0004", "0004"),
     ],
 )
