@@ -140,7 +140,7 @@ def test_words_are_said_by_the_best_ensemble_as_its_confusion_has_them(launched,
 def test_settled_trials_do_not_run_again_and_a_new_repeat_does(launched, tones) -> None:
     folder, _ = launched
     (folder / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=2))
-    done = launch(folder, "--set", "blocks.workers.parameters.loader.num_workers=0", "--set", "blocks.cycles.repeats=1")
+    done = launch(folder, "--set", "blocks.workers.parameters.loader.shm_size=64M", "--set", "blocks.cycles.repeats=1")
     assert "6 trials (4 in workers, 2 in cycles), 4 settled, 2 new; 2 to run" in done.stdout
     assert done.returncode == 0
 

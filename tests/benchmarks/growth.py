@@ -14,6 +14,7 @@ import platform
 import sys
 import tempfile
 import time
+import uuid
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,19 +61,21 @@ def no_op(config: dict[str, str], work: list[Any]) -> None:
     trials, launch = runner._work
     spec: TrialSpec = trials[config["key"]]
     _tracking = _tracking or Tracking(launch.tracking_uri, launch.experiment)
-    run = start(_tracking, spec, launch)
+    attempt_id = uuid.uuid4().hex
+    run = start(_tracking, spec, launch, attempt_id)
     metrics = {"time/epoch_s": 0.5, "time/fill_s": 0.1, "rate/clips_per_s": 100.0}
     _tracking.log_epoch(run, 0, metrics)
     tune.report({"epoch": 0} | metrics)
-    _tracking.finish_trial(run, "completed", "it did nothing", {"epoch_s": 0.5}, {"device": "paced", "cores": 2})
+    _tracking.log_ending(run, "completed", "it did nothing", {"epoch_s": 0.5}, {"device": "paced", "cores": 2})
+    _tracking.close_trial(run, "completed", attempt_id)
     told = {"outcome": "completed", "evidence": "it did nothing", "summary": {"epoch_s": 0.5}, "origin": {}, "run_id": run, "log": ""}
     tune.report(told)
 
 
-def start(tracking: Tracking, spec: TrialSpec, launch: Launch) -> str:
+def start(tracking: Tracking, spec: TrialSpec, launch: Launch, attempt_id: str) -> str:
     return tracking.start_trial(
         launch.parent, key=spec.key, block=spec.block, repeat=spec.repeat, seed=spec.seed, swept=spec.swept,
-        config=spec.config.model_dump(mode="json"), tags=launch.provenance,
+        config=spec.config.model_dump(mode="json"), tags=launch.provenance, attempt_id=attempt_id,
     )  # fmt: skip
 
 
@@ -84,11 +87,11 @@ def main() -> int:
         launched(tones, 2)  # untimed: caches warm up
         unsettled = settle().get("unsettled")
         rows = [launched(tones, size) for size in SIZES]
-    growth = {name: rows[-1][name] / rows[0][name] for name in ("s a trial", "CPU s a trial")}
+    growth = {name: max(row[name] for row in rows[1:]) / rows[0][name] for name in ("s a trial", "CPU s a trial")}
     machine = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel": platform.release(), "date": f"{datetime.date.today()}"}
     print(tabulate(rows, headers="keys", floatfmt=".4f"))
     for name, times in growth.items():
-        print(f"{name}, {SIZES[-1]:,} trials against {SIZES[0]}: {times:.2f} times ({'flat' if times <= FLAT else f'more than {FLAT}'})")
+        print(f"{name}, more trials against {SIZES[0]}: at most {times:.2f} times ({'flat' if times <= FLAT else f'more than {FLAT}'})")
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}; before the first: {unsettled or 'the machine was quiet'}")
     print(json.dumps({"benchmark": "growth", "figures": rows, "growth": growth, "machine": machine, "versions": {"ray": version("ray")}}))
     return 0
