@@ -7,7 +7,8 @@ import nbformat
 import pytest
 
 from analysis.recommendation import recommendations
-from analysis.runs import sweep_runs
+from analysis.runs import joined_runs, sweep_runs
+from analysis.tradeoff import epoch_times
 from tests.notebooks import FOLDER, executed
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -46,6 +47,20 @@ def test_a_notebook_is_shipped_with_what_it_shows_and_names_nobodys_folders(path
     assert all(cell.outputs for cell in cells[2:])
     assert not [output for cell in cells for output in cell.outputs if output.output_type in ("error", "stream")]
     assert not HOME.search(shown(nbformat.read(path, as_version=4)))
+
+
+def test_times_side_by_side_are_of_one_form_on_one_machine_each(tracking, plant) -> None:
+    """The cell is run on its own: a kernel takes seconds."""
+    planted = {("png", "4", 0): 13.0, ("png", "4", 2): 11.0, ("wav", "4", 0): 5.0, ("wav", "4", 2): 3.0, ("wav", "8", 0): 4.0}
+    parent = tracking.start_sweep("forms", "", [{"key": str(key)} for key in planted], "")
+    for (form, cores, workers), seconds in planted.items():
+        swept = {"loader.form": form, "loader.num_workers": workers}
+        plant(parent, swept, key=str((form, cores, workers)), tags={"cores": cores}, epoch_s=seconds)
+    (cell,) = (cell for cell in code_cells(FOLDER / "compare_sweeps.ipynb") if "pivot_table" in cell.source and "median_s" in cell.source)
+    names = {"runs": joined_runs(["forms"], tracking.uri), "epoch_times": epoch_times}
+    exec(cell.source, names)
+    told = [(workers, value) for workers, row in names["wide"].iterrows() for value in row.dropna()]
+    assert sorted(told) == sorted((workers, seconds) for (_, _, workers), seconds in planted.items())
 
 
 @by_name
