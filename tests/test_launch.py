@@ -15,7 +15,10 @@ import psutil
 import pytest
 import torch
 
+from analysis import plots
 from analysis.runs import sweep_runs
+from launch import _report
+from sweeps.away import TrackerAway
 from sweeps.config import load
 from sweeps.sweep import lock_file
 from sweeps.tracking import connect, resolve_uri
@@ -180,6 +183,19 @@ def test_the_report_is_kept_with_the_sweep_s_run(launched) -> None:
     page = Path(client.download_artifacts(parent.info.run_id, "report.html", str(folder))).read_text()
     assert "name: planted" in page
     assert page.count("<img") >= 5, "both blocks have pictures, of epochs and of snapshots"
+
+
+def test_a_picture_that_can_not_be_drawn_costs_the_report_and_nothing_else(first_look, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(plots, "DPI", 0)
+    assert _report(("first-look", first_look.uri, "speech")) is None
+    said = capsys.readouterr().err
+    assert said.startswith("No report: ")
+    assert said.count("\n") == 1
+
+
+def test_a_tracker_that_is_away_is_no_picture_that_can_not_be_drawn() -> None:
+    with pytest.raises(TrackerAway, match="can't be reached"):
+        _report(("first-look", "http://127.0.0.1:9", "speech"))
 
 
 def test_nothing_is_left_running_or_lying_about(launched) -> None:
