@@ -105,7 +105,7 @@ def debug_trial(config: SweepConfig, key: str) -> int:
     """Runs one trial in this process; returns the exit code. What it raises is for the debugger, else Python prints it and exits with 1."""
     from sweeps.debug import debug
     from sweeps.preflight import PreflightError
-    from sweeps.states import UnknownKey
+    from sweeps.rerun import UnknownKey
 
     try:
         debug(config, key, print)
@@ -122,7 +122,7 @@ def dry_run(config: SweepConfig, rerun: list[str], as_json: bool) -> int:
     """Prints what a checked sweep would do; returns the exit code."""
     from sweeps.dry_run import document, look, tell
     from sweeps.preflight import PreflightError
-    from sweeps.states import UnknownKey
+    from sweeps.rerun import UnknownKey
 
     try:
         seen = look(config, rerun, functools.partial(print, file=sys.stderr) if as_json else print)
@@ -146,8 +146,8 @@ def launch(config: SweepConfig, text: str, rerun: list[str], test: bool) -> int:
     from sweeps import holdout, interrupt, rounds, sweep
     from sweeps.away import TrackerAway, asked
     from sweeps.preflight import PreflightError
+    from sweeps.rerun import UnknownKey
     from sweeps.runner import RayEnded
-    from sweeps.states import UnknownKey
 
     where = config.name, config.tracking.uri, config.tracking.experiment
     status, tables, page = "KILLED", None, None

@@ -15,7 +15,7 @@ from sweeps.config import SweepConfig
 from sweeps.outlook import outlook
 from sweeps.plan import TrialSpec
 from sweeps.preflight import Node, Say, unprobed
-from sweeps.states import find
+from sweeps.rerun import find
 from sweeps.tracking import run_name
 
 Record = dict[str, Any]

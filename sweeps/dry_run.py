@@ -10,24 +10,28 @@ depend on it. What else a trial needs of this machine, a GPU or a private /dev/s
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tabulate
 
 from speech.config import Pinned, TrialConfig
-from sweeps import calibration
+from sweeps import calibration, outbox, rerun
 from sweeps.config import SweepConfig
 from sweeps.forecast import Forecast
 from sweeps.outlook import Outlook, outlook
 from sweeps.plan import TrialSpec
 from sweeps.preflight import Node, Say, unprobed
-from sweeps.provenance import differences, here
+from sweeps.provenance import devices, differences, here
+from sweeps.rerun import Asked, asked_for, without
 from sweeps.shm_fit import counted
-from sweeps.states import DISTURBED, Asked, asked_for, kind, settled_for_good, states
-from sweeps.sweep import noted_pins, pin_name, reached
-from sweeps.tracking import Tracking, connect, database_file, resolve_uri, search_all, short_names, written
+from sweeps.states import DISTURBED, kind, settled_for_good, states
+from sweeps.sweep import WORK_FOLDER, noted_pins, pin_name, reached
+from sweeps.tracking import Tracking, connect, database_file, now_ms, resolve_uri, search_all, short_names, written
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 tabulate.MIN_PADDING = 0  # a column is as wide as its widest text; by default headers are given two columns more
 NVIDIA = Path("/proc/driver/nvidia")  # there where the kernel knows a GPU of theirs
@@ -35,11 +39,12 @@ NVIDIA = Path("/proc/driver/nvidia")  # there where the kernel knows a GPU of th
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the tracker has of a sweep; nothing where it has none."""
+    """What the tracker has of a sweep, and what waits for it here; nothing where there is none."""
 
-    states: Mapping[str, str]  # by key; sweeps/states.py
-    pinned: Mapping[str, Pinned]  # what launches have pinned, by pin_name
-    differs: Sequence[str]  # what settled trials ran on or with that is not so now
+    runs: "Sequence[Run]" = ()  # every attempt, newest first
+    tags: Mapping[str, str] = field(default_factory=dict)  # of the sweep's run
+    pinned: Mapping[str, Pinned] = field(default_factory=dict)  # what launches have pinned, by pin_name
+    waiting: int = 0  # of the attempts, those that have ended and whose records a launch sends before all else
 
 
 @dataclass(frozen=True)
@@ -47,53 +52,68 @@ class Look:
     """A sweep as it stands, and what a launch would run of it."""
 
     outlook: Outlook
-    recorded: Recorded
+    states: Mapping[str, str]  # by key; sweeps/states.py
     node: Node
     asked: Asked
     left: Sequence[TrialSpec]
+    notes: Sequence[str]  # which rerun it goes on with, what waits
+    differs: Sequence[str]  # what settled trials ran on or with that is not so now
 
     def state(self, trial: TrialSpec) -> str:
-        return self.outlook.state(trial.key, self.recorded.states)
+        return self.outlook.state(trial.key, self.states)
 
 
-def look(config: SweepConfig, rerun: Sequence[str], say: Say) -> Look:
-    """Raises PreflightError where a corpus or the tracker can't be used, and UnknownKey where --rerun names a trial that there is not."""
+def look(config: SweepConfig, again: Sequence[str], say: Say) -> Look:
+    """`again`: the words of --rerun. Raises PreflightError where a corpus or the tracker can't be used, and UnknownKey where --rerun
+    names a trial that there is not."""
     made = outlook(config, say)
-    node = Node((), tuple(sorted(os.sched_getaffinity(0))))
-    asked_for(rerun, made.plan.trials, {})  # keys that there are not are told at once
+    trials, node = made.plan.trials, Node((), tuple(sorted(os.sched_getaffinity(0))))
+    asked_for(again, trials, {})  # keys that there are not are told at once
     with reached(config):
-        found = recorded(config, made.plan.trials, node)
-    asked = asked_for(rerun, made.plan.trials, found.states)
+        found = recorded(config)
+    stand = states(found.runs, trials)
+    asked = asked_for(again, trials, stand)
     if config.calibrate and config.resources.exclusive_node:
         wanted = made.calibrations_wanted(_pinned(made, node, found.pinned), node)
-        chosen = {key for key, state in found.states.items() if kind(state) in ("settled", DISTURBED)} | asked.named
+        chosen = {key for key, state in stand.items() if kind(state) in ("settled", DISTURBED)} | asked.named
         made.foresee(wanted, calibration.cached({each.name for each in wanted.values()}), chosen)
-    settled = settled_for_good(found.states)
-    return Look(made, found, node, asked, made.left(settled.keys() - (asked.keys or ()), asked.keys))
+    begun = rerun.begun(found.tags, again)
+    since = states(without(found.runs, rerun.forgotten(found.runs, asked, begun or now_ms())), trials)
+    notes = [rerun.goes_on(again, asked, begun, since)] if begun else []
+    if found.waiting:
+        of = "1 trial waits" if found.waiting == 1 else f"{found.waiting} trials wait"
+        notes.append(f"what {of} to tell the tracker lies in {WORK_FOLDER / config.name}, and is counted here: a launch sends it first")
+    known = [trial for trial in trials if not _only_torch_can_tell(trial.config)]
+    differs = differences(found.runs, trials, here(config, [node]), devices(known, [node]))
+    return Look(made, stand, node, asked, made.left(settled_for_good(since), asked.keys), notes, differs)
 
 
-def recorded(config: SweepConfig, trials: Sequence[TrialSpec], node: Node) -> Recorded:
-    """Reads the tracker. Makes no database and no run."""
+def recorded(config: SweepConfig) -> Recorded:
+    """Reads the tracker, and what waits for it in this folder. Makes no database and no run."""
+    folder = WORK_FOLDER / config.name
+    waiting = outbox.ended_in(folder) if outbox.left_in(folder) else ()
     uri = resolve_uri(config.tracking.uri)
     file = database_file(uri)
-    nothing = Recorded({}, {}, [])
+    nothing = Recorded(waiting, waiting=len(waiting))
     if (file and not file.exists()) or connect(uri).get_experiment_by_name(config.tracking.experiment) is None:
         return nothing
     tracking = Tracking(uri, config.tracking.experiment)
     sweeps = search_all(tracking.client, tracking.experiment_id, "tags.kind = 'sweep'")
-    parent = next((run.info.run_id for run in sweeps if run.data.tags["sweep"] == config.name), None)
+    parent = next((run for run in sweeps if run.data.tags["sweep"] == config.name), None)
     if parent is None:
         return nothing
-    runs = tracking.trials(parent)
-    return Recorded(states(runs, trials), noted_pins(tracking, parent), differences(runs, trials, here(config, [node])))
+    newer = {run.data.tags["attempt_id"] for run in waiting}  # than what the tracker has of the same attempts
+    sent = [run for run in tracking.trials(parent.info.run_id) if run.data.tags.get("attempt_id") not in newer]
+    runs = sorted([*waiting, *sent], key=lambda run: run.info.start_time, reverse=True)
+    return Recorded(runs, parent.data.tags, noted_pins(tracking, parent.info.run_id), len(waiting))
 
 
 def _pinned(made: Outlook, node: Node, noted: Mapping[str, Pinned]) -> dict[str, Pinned]:
     """By key, how trials will be pinned, where that is known without a process that has torch: by an earlier launch, or as it's paced."""
     found = {}
     for trial in made.plan.trials:
-        if _may_be_cuda(trial.config) and (len(trial.config.device.first_of) == 1 or NVIDIA.exists()):
-            continue  # only torch can tell which it gets
+        if _only_torch_can_tell(trial.config):
+            continue
         if pinned := noted.get(pin_name(made.config, node, trial)):
             found[trial.key] = pinned
         elif node.device(trial.config) == "paced":
@@ -101,14 +121,15 @@ def _pinned(made: Outlook, node: Node, noted: Mapping[str, Pinned]) -> dict[str,
     return found
 
 
-def _may_be_cuda(trial: TrialConfig) -> bool:
-    return trial.device.first_of[0] == "cuda"
+def _only_torch_can_tell(trial: TrialConfig) -> bool:
+    """Whether it may get a GPU: which device it gets is not known here."""
+    return trial.device.first_of[0] == "cuda" and (len(trial.device.first_of) == 1 or NVIDIA.exists())
 
 
 def tell(seen: Look, say: Say) -> None:
     """Says the outline, a line a trial and the count of verdicts."""
     made = seen.outlook
-    say("\n".join([made.outline(seen.recorded.states, seen.left), *seen.recorded.differs]))
+    say("\n".join([made.outline(seen.states, seen.left), *seen.notes, *seen.differs]))
     say(f"\n{table(seen)}\n")
     say(f"/dev/shm: {counted(made.fits.values())}")
 
@@ -143,7 +164,7 @@ def resources(seen: Look, trial: TrialSpec) -> dict[str, Any]:
     """What it asks of its node: CPU cores and GPUs as numbers, and whether it holds the node and a /dev/shm of its own."""
     asked = seen.outlook.config.resources
     cores = len(seen.node.cpus)
-    auto_gpus = int(_may_be_cuda(trial.config) and (len(trial.config.device.first_of) == 1 or NVIDIA.exists()))
+    auto_gpus = int(_only_torch_can_tell(trial.config))
     return {
         "cpus": cores if asked.cpus == "auto" else asked.cpus,
         "gpus": auto_gpus if asked.gpus == "auto" else asked.gpus,
@@ -180,7 +201,8 @@ def document(seen: Look) -> dict[str, Any]:
         "counts": {"trials": len(made.plan.trials), **counts, "to_run": len(left)},
         "expected_s": sum(each for each in expected if each is not None),
         "uncalibrated": sum(each is None for each in expected),  # of those to run: not in expected_s
-        "warnings": list(seen.recorded.differs),
+        "notes": list(seen.notes),
+        "warnings": list(seen.differs),
         "removed": [{"block": each.block, "reason": each.reason, "points": each.points} for each in made.plan.removed],
         "trials": [_trial(seen, trial, trial.key in left) for trial in made.plan.trials],
     }

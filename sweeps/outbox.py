@@ -18,10 +18,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from sweeps.away import is_away, reason
-from sweeps.tracking import Tracking, now_ms
+from sweeps.tracking import STATUS, Tracking, now_ms, texts
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 FILE, MARKS, UNSENT = "outbox.jsonl", "sent", "unsent"
 OPENS, UPLOADS, CLOSES = "start_trial", "upload", "close_trial"
@@ -32,15 +35,11 @@ TRY_EVERY_S = 1.0
 class Outbox:
     """The operations of one attempt at a trial, in order, and how far they have got through. One thread may put while another sends."""
 
-    def __init__(self, folder: Path) -> None:
-        """Opens what is in the folder. BlockingIOError where another process has it open; a line cut short by a kill is dropped."""
+    def __init__(self, folder: Path, file: BinaryIO | None = None) -> None:
+        """Opens what is in the folder; a line cut short by a kill is dropped. BlockingIOError where another process has it open,
+        FileNotFoundError where there is none. `file`: what `_locked` has opened."""
         self.folder = folder
-        self._file = (folder / FILE).open("r+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise
+        self._file = file or _locked(folder / FILE)
         self._marks = (folder / MARKS).open("a+b")
         head, *lines = _whole_lines(self._file) or [b"{}"]
         self.head: dict[str, Any] = json.loads(head)  # uri, experiment, attempt_id, began
@@ -59,8 +58,11 @@ class Outbox:
         """A new attempt at the trial of this folder; what an earlier attempt has told is forgotten."""
         head = {"uri": uri, "experiment": experiment, "attempt_id": uuid.uuid4().hex, "began": now_ms()}
         (folder / MARKS).unlink(missing_ok=True)
-        (folder / FILE).write_text(json.dumps(head) + "\n")
-        return cls(folder)
+        made = folder / f"{FILE}.new"  # locked before another process can find it
+        made.write_text(json.dumps(head) + "\n")
+        file = _locked(made)
+        made.rename(folder / FILE)
+        return cls(folder, file)
 
     def put(self, call: str, **arguments: Any) -> None:
         """Adds an operation: a method of Tracking and its arguments as JSON has them, without the run. Its time is now."""
@@ -116,6 +118,19 @@ class Outbox:
         self._file.close()
 
 
+def _locked(path: Path, wait: bool = False) -> BinaryIO:
+    """Opens the file and locks it. FileNotFoundError also where whoever held it has removed or moved it meanwhile."""
+    file = path.open("r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise FileNotFoundError(path)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
 def _whole_lines(file: BinaryIO) -> list[bytes]:
     """The lines of a file, without one that has no end, which is cut off: what is written next begins a line."""
     file.seek(0)
@@ -137,10 +152,15 @@ class Unsent(NamedTuple):
 
 
 def set_aside(folder: Path) -> None:
-    """Moves the folder of a trial whose records wait out of the way of the next attempt. One whose relay died is ended as interrupted."""
-    if not (folder / FILE).is_file():
+    """Moves the folder of a trial whose records wait out of the way of the next attempt. One whose relay died is ended as interrupted.
+
+    Waits where another relay is just sending it.
+    """
+    try:
+        file = _locked(folder / FILE, wait=True)
+    except FileNotFoundError:
         return
-    with contextlib.closing(Outbox(folder)) as outbox:
+    with contextlib.closing(Outbox(folder, file)) as outbox:
         if outbox.done:
             return
         if not outbox.ended:
@@ -167,9 +187,22 @@ def left_in(sweep_folder: Path) -> list[Path]:
     return sorted(written, key=lambda folder: written[folder])
 
 
-def waits(sweep_folder: Path, key: str) -> bool:
-    """Whether an ended attempt at this trial waits to be told."""
-    return any(sweep_folder.glob(f"{UNSENT}/{key}-*"))
+def ended_in(sweep_folder: Path) -> "list[Run]":
+    """Attempts that have ended and whose records wait, as the runs that they will be, newest first. Holds and changes nothing."""
+    from mlflow.entities import Run, RunData, RunInfo, RunTag
+
+    runs = []
+    for folder in left_in(sweep_folder):
+        with contextlib.suppress(FileNotFoundError), (folder / FILE).open("rb") as file:  # sent and removed meanwhile
+            told = [json.loads(line) for line in file if line.endswith(b"\n")]
+            calls = {each["call"]: each["arguments"] for each in told[1:]}
+            if CLOSES in calls and OPENS in calls:
+                opens, ending = calls[OPENS], calls["log_ending"]
+                about = {**opens["tags"], **ending["tags"], "key": opens["key"], "attempt_id": opens["attempt_id"]}
+                tags = texts(about | {"outcome": ending["outcome"]}, "tag")
+                info = RunInfo(opens["attempt_id"], "", "", STATUS[ending["outcome"]], told[0]["began"], None, "active")
+                runs.append(Run(info, RunData(tags=[RunTag(*pair) for pair in tags.items()])))
+    return sorted(runs, key=lambda run: run.info.start_time, reverse=True)
 
 
 def deliver(sweep_folder: Path, patience_s: float = 0.0) -> list[Unsent]:

@@ -103,6 +103,7 @@ class Ended(NamedTuple):
     run_id: str
     log: str  # the artifact of its run that tells most
     origin: dict[str, Any]  # continued_epoch: after how many epochs it went on; started_over: why it did not
+    waits: bool = False  # what it recorded, for the tracker
 
 
 @dataclass
@@ -128,7 +129,7 @@ def run_trial(template: Template, spec: TrialSpec, launch: Launch, report: Calla
     with Sender(Outbox.new(folder, launch.tracking_uri, launch.experiment)) as sender:
         ended = _run_tracked(template, spec, launch, folder, learned, sender, report)
         sent = sender.flush()
-        ended = ended._replace(run_id=sender.outbox.run_id)
+        ended = ended._replace(run_id=sender.outbox.run_id, waits=not sent)
     if ended.outcome.name not in GOES_ON:
         shutil.rmtree(learned)
     if sent:

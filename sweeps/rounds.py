@@ -116,7 +116,7 @@ class _Rounds:
         """Says how a trial ended; returns whether others may start after it."""
         self.results[spec.key] = result
         self.losses[spec.key] += _lost(result)
-        waits = "; its records wait for the tracker" if outbox.waits(self.sweep.folder, spec.key) else ""
+        waits = "; its records wait for the tracker" if result.get("waits") else ""
         count = f"{self._before + len(self.results):>{len(str(self._total))}}/{self._total}"
         self.view.ended(spec, result, f"{count}  {_name(spec):<{self._width}}  {_told(result)}{waits}")
         if result.get("outcome") not in SETTLED:

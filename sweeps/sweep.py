@@ -18,19 +18,20 @@ from typing import TYPE_CHECKING
 
 from speech.config import Pinned, cache_dir
 from speech.costs import Calibration
-from sweeps import janitor, outbox, preflight
+from sweeps import janitor, outbox, preflight, rerun
 from sweeps.away import TrackerAway, asked, is_away, reason
 from sweeps.config import SweepConfig
 from sweeps.isolation import Template
 from sweeps.outlook import Outlook, outlook
 from sweeps.plan import Plan, TrialSpec
 from sweeps.preflight import Node, PreflightError, Say
-from sweeps.provenance import differences, here, software
+from sweeps.provenance import devices, differences, here, software
 from sweeps.relay import Launch
+from sweeps.rerun import Asked, asked_for, without
 from sweeps.shm_fit import counted
 from sweeps.sites import Here, Site, calibrate, clear, pin
-from sweeps.states import DISTURBED, Asked, asked_for, kind, settled_for_good, states, without
-from sweeps.tracking import Tracking
+from sweeps.states import DISTURBED, kind, settled_for_good, states
+from sweeps.tracking import Tracking, now_ms
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -55,7 +56,8 @@ class Sweep:
     states: dict[str, str] = field(default_factory=dict)  # by the key of a trial that has run; sweeps/states.py
     found: dict[str, str] = field(default_factory=dict)  # the states when it was opened, and what is asked for of them
     asked: Asked = field(default_factory=Asked)
-    forgotten: frozenset[str] = frozenset()  # ids of runs before this launch of what is asked for: to be run again, it has not run
+    forgotten: frozenset[str] = frozenset()  # ids of earlier runs of what is asked for: to be run again, it has not run
+    goes_on: str | None = None  # with which --rerun that was cut short
     differs: list[str] = field(default_factory=list)  # what settled trials ran on or with that is not so now
 
     @property
@@ -93,10 +95,10 @@ class Sweep:
 
 
 @contextmanager
-def opened(config: SweepConfig, text: str, rebuild: str, rerun: Sequence[str], say: Say) -> Iterator[Sweep]:
+def opened(config: SweepConfig, text: str, rebuild: str, again: Sequence[str], say: Say) -> Iterator[Sweep]:
     """Preflight, plan and forecasts. Raises PreflightError, or UnknownKey of what --rerun asks for, before any trial is started.
 
-    `text`: the YAML; `rebuild`: the command that prints its tables again.
+    `text`: the YAML; `rebuild`: the command that prints its tables again; `again`: the words of --rerun.
     """
     folder = (WORK_FOLDER / config.name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,13 +110,13 @@ def opened(config: SweepConfig, text: str, rebuild: str, rerun: Sequence[str], s
         machines.survey(config, folder / "preflight.log")
         made = outlook(config, say)
         trials = made.plan.trials
-        asked_for(rerun, trials, {})  # keys that there are not are told before anything is prepared
+        asked_for(again, trials, {})  # keys that there are not are told before anything is prepared
         machines.check(config, trials)  # what can't be had is known before anything is prepared
         sites = machines.sites(config, made, folder / "preflight.log")
         with reached(config):
             parent = tracking.start_sweep(config.name, text, made.rows(), rebuild)
             machines.close_orphans(tracking, parent, folder)
-            sweep = _standing(Sweep(config, tracking, parent, folder, machines, sites), rerun)
+            sweep = _standing(Sweep(config, tracking, parent, folder, machines, sites), again)
         sweep.clear()
         try:
             _foresee(sweep)
@@ -126,14 +128,23 @@ def opened(config: SweepConfig, text: str, rebuild: str, rerun: Sequence[str], s
         yield sweep
 
 
-def _standing(sweep: Sweep, rerun: Sequence[str]) -> Sweep:
-    """Where its trials stand. What --rerun asks for has not run, as far as this launch is concerned."""
+def _standing(sweep: Sweep, again: Sequence[str]) -> Sweep:
+    """Where its trials stand. What --rerun asks for has not run, as far as this launch is concerned, or one that it goes on with."""
     runs, trials = sweep.runs(), sweep.plan.trials
+    tags = sweep.tracking.client.get_run(sweep.parent).data.tags
+    begun, now = rerun.begun(tags, again), now_ms()
     sweep.found = states(runs, trials)
-    sweep.asked = asked_for(rerun, trials, sweep.found)
-    sweep.forgotten = frozenset(run.info.run_id for run in runs if run.data.tags["key"] in (sweep.asked.keys or ()))
+    sweep.asked = asked_for(again, trials, sweep.found)
+    sweep.forgotten = rerun.forgotten(runs, sweep.asked, begun or now)
     sweep.states = states(without(runs, sweep.forgotten), trials)
-    sweep.differs = differences(runs, trials, here(sweep.config, [site.node for site in sweep.sites.values()]))
+    if begun:
+        sweep.goes_on = rerun.goes_on(again, sweep.asked, begun, sweep.states)
+    elif again:
+        sweep.tracking.set_tags(sweep.parent, {rerun.TAG: rerun.note(again, now)})
+    elif rerun.TAG in tags:
+        sweep.tracking.client.delete_tag(sweep.parent, rerun.TAG)
+    nodes = [site.node for site in sweep.sites.values()]
+    sweep.differs = differences(runs, trials, here(sweep.config, nodes), devices(trials, nodes))
     return sweep
 
 
@@ -163,7 +174,8 @@ def heading(sweep: Sweep) -> str:
     """What is about to run and how long it will take, what is foreseen not to fit into /dev/shm for certain, and what is not as it was."""
     fits = [sweep.outlook.fits[trial.key] for trial in sweep.left]
     foreseen = [f"/dev/shm: {counted(fits)} (--dry-run shows which)"] if {fit.verdict for fit in fits} - {"fits"} else []
-    return "\n".join([sweep.outlook.outline(sweep.found, sweep.left), *foreseen, *sweep.differs])
+    goes_on = [sweep.goes_on] if sweep.goes_on else []
+    return "\n".join([sweep.outlook.outline(sweep.found, sweep.left), *goes_on, *foreseen, *sweep.differs])
 
 
 def settle_up(sweep: Sweep, say: Say, patience_s: float = 0.0) -> None:
@@ -188,6 +200,8 @@ def _unsent(machines: "Here | Cluster", folder: Path, patience_s: float = 0.0) -
 def finish(sweep: Sweep, status: str, tables: str | None = None, report: str | None = None) -> None:
     """Closes the sweep's run, as Tracking.finish_sweep. While the tracker is away it stays open: the next launch goes on with it."""
     with contextlib.suppress(TrackerAway), asked(sweep.tracking.uri):
+        if sweep.asked.keys is not None and rerun.is_over(sweep.left, sweep.states):
+            sweep.tracking.client.delete_tag(sweep.parent, rerun.TAG)
         sweep.tracking.finish_sweep(sweep.parent, status, tables, report)
 
 
@@ -230,7 +244,7 @@ def _pin(sweep: Sweep) -> None:
         new = {pin: examples[pin] for pin in reversed(examples) if pin not in noted.keys() | asked}
         asked |= new.keys()
         if new:
-            arguments[name] = config, site.node, new, sweep.folder / "preflight.log"
+            arguments[name] = config, site.node, new, sweep.folder / "preflight.log", who(config)
     for found in sweep.machines.ask(pin, arguments).values():
         noted |= found
     sweep.tracking.set_tags(sweep.parent, {"pinned": {name: found.model_dump() for name, found in noted.items()}})

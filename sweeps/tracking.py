@@ -237,9 +237,9 @@ class Tracking:
         own = {"kind": "trial", "key": key, "block": block, "repeat": repeat, "swept": dict(swept), PARENT: parent}
         own |= {"attempt_id": attempt_id, notes.NOTE: notes.of_trial(block, repeat, columns)}
         run = next(iter(self._of_attempt(attempt_id)), None) or self.client.create_run(
-            self.experiment_id, start_time=at, tags=_texts({**tags, **columns, **own}, "tag"), run_name=run_name(block, swept, repeat)
+            self.experiment_id, start_time=at, tags=texts({**tags, **columns, **own}, "tag"), run_name=run_name(block, swept, repeat)
         )
-        self._log(run.info.run_id, params=_texts({**flatten(config), "seed": seed, "repeat": repeat}, "param"))
+        self._log(run.info.run_id, params=texts({**flatten(config), "seed": seed, "repeat": repeat}, "param"))
         return run.info.run_id
 
     def log_epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float | None], at: int | None = None) -> None:
@@ -256,7 +256,7 @@ class Tracking:
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         """Writes what became known of a trial after its start, such as the /dev/shm read back inside it."""
-        self._log(run_id, tags=_texts(tags, "tag"))
+        self._log(run_id, tags=texts(tags, "tag"))
 
     def finish_trial(
         self,
@@ -288,7 +288,7 @@ class Tracking:
         """The first part of `finish_trial`: everything but its files and closing the run."""
         if outcome not in STATUS:
             raise ValueError(f"outcome {outcome!r} is none of {', '.join(STATUS)}")
-        self._log(run_id, metrics=summary, tags=_texts({**tags, "outcome": outcome, "evidence": evidence}, "tag"), at=at)
+        self._log(run_id, metrics=summary, tags=texts({**tags, "outcome": outcome, "evidence": evidence}, "tag"), at=at)
 
     def close_trial(self, run_id: str, outcome: str, attempt_id: str | None = None, at: int | None = None) -> None:
         """The last part of `finish_trial`. attempt_id: a second run of it, opened by a request that was given up as lost, is deleted."""
@@ -338,7 +338,7 @@ def _number(value: float) -> float:
     return float(value) if math.isfinite(value) else math.nan
 
 
-def _texts(values: Mapping[str, Any], kind: str) -> dict[str, str]:
+def texts(values: Mapping[str, Any], kind: str) -> dict[str, str]:
     """Values as MLflow stores them: text, and JSON for all that is not text, cut to MLflow's limit; None is absent."""
     texts = {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -18,8 +18,8 @@ from speech.config import Pinned
 from sweeps import tracker
 from sweeps.away import TrackerAway, asked, is_away, reason
 from sweeps.isolation import Template
-from sweeps.outbox import deliver, left_in, told, waits
-from sweeps.relay import Launch, run_trial
+from sweeps.outbox import deliver, left_in, told
+from sweeps.relay import Ended, Launch, run_trial
 from sweeps.shm_fit import fit
 from sweeps.tracker import find_sweep
 from sweeps.tracking import Tracking, children, connect, search_all
@@ -52,7 +52,7 @@ def launch(server, tmp_path) -> Launch:
     return launch_of(Tracking(server.uri, "speech"), tmp_path, [])
 
 
-def run(template: Template, launch: Launch, key: str, tone_trial, actions: dict[int, Callable[[], None]] | None = None) -> None:
+def run(template: Template, launch: Launch, key: str, tone_trial, actions: dict[int, Callable[[], None]] | None = None) -> Ended:
     """A paced trial; `actions`: what is to happen once an epoch has been heard of. The run's name is all that differs between trials."""
     config = tone_trial(device={"first_of": ["paced"], "step_s": 0.02}, loader={"shm_size": 64 << 20}, sgdr={"epochs": EPOCHS})
     spec = spec_of(config, key)
@@ -64,8 +64,9 @@ def run(template: Template, launch: Launch, key: str, tone_trial, actions: dict[
         if action:
             action()
 
-    outcome = run_trial(template, spec, launch, hear).outcome
-    assert outcome.name == "completed"
+    ended = run_trial(template, spec, launch, hear)
+    assert ended.outcome.name == "completed"
+    return ended
 
 
 def check(server: Server, key: str) -> None:
@@ -102,15 +103,13 @@ def test_a_server_that_ends_and_comes_back_under_a_trial(server, template, launc
 @pytest.mark.slow
 @pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
 def test_what_waits_is_sent_by_the_next_trial_that_gets_through(server, template, launch, tone_trial) -> None:
-    run(template, launch, "first", tone_trial, {0: lambda: server.stop(signal.SIGKILL)})
-    run(template, launch, "second", tone_trial)
-    assert waits(launch.folder, "first")
-    assert waits(launch.folder, "second")
+    assert run(template, launch, "first", tone_trial, {0: lambda: server.stop(signal.SIGKILL)}).waits
+    assert run(template, launch, "second", tone_trial).waits
     unsent = deliver(launch.folder, patience_s=0.1)
     assert [each.away for each in unsent] == [True, True]
     assert "Connection refused" in told(unsent)
     assert "The records of 2 trials wait in " in told(unsent)
-    run(template, launch, "third", tone_trial, {EPOCHS - 1: server.start})
+    assert not run(template, launch, "third", tone_trial, {EPOCHS - 1: server.start}).waits
     for key in ("first", "second", "third"):
         check(server, key)
     assert not left_in(launch.folder)

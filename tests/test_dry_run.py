@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,12 @@ from speech.cpu import cpu_model
 from sweeps import calibration
 from sweeps.config import load
 from sweeps.dry_run import Recorded, document, look, recorded, tell
+from sweeps.outbox import Outbox
 from sweeps.outlook import outlook
 from sweeps.preflight import Node, PreflightError
+from sweeps.rerun import note
 from sweeps.shm import shm_usage
+from sweeps.tracking import now_ms
 from tests.conftest import plant_trial
 from tests.planted_calibrations import planted
 from tests.tones import write_tones
@@ -128,7 +132,7 @@ def test_without_calibrate_nothing_is_forecast(calibrated, tmp_path) -> None:
 
 
 def test_without_a_tracker_none_is_made(config, tmp_path) -> None:
-    assert recorded(config, [], NODE) == Recorded({}, {}, [])
+    assert recorded(config) == Recorded()
     told(config)
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]
 
@@ -137,7 +141,7 @@ def test_what_is_settled_failed_and_new_is_read_from_the_tracker_and_nothing_wri
     first, second, third, fourth, *_ = [trial.key for trial in outlook(config, print).plan.trials]
     other = tracking.start_sweep("another", "", [], "")
     plant_trial(tracking, other, {}, key=fourth)
-    assert recorded(config, [], NODE) == Recorded({}, {}, []), "another sweep of the same tracker"
+    assert recorded(config) == Recorded(), "another sweep of the same tracker"
     parent = tracking.start_sweep("planted", "", [], "")
     plant_trial(tracking, parent, {}, key=first)
     plant_trial(tracking, parent, {}, key=first, outcome="crashed")  # settled stays settled
@@ -190,6 +194,66 @@ def test_what_settled_trials_had_otherwise_is_a_warning_below_the_outline(config
     assert not [line for line in lines if "had cores" in line]
 
 
+def test_a_gpu_that_settled_trials_had_is_a_warning_where_there_is_none(config, tracking, monkeypatch, tmp_path) -> None:
+    overrides = ["parameters.device={first_of: [cuda, cpu]}", "blocks.cycles.parameters.device={first_of: [cuda, cpu]}"]
+    config = load(tmp_path / "sweep.yaml", overrides)
+    *_, key = [trial.key for trial in outlook(config, print).plan.trials]
+    parent = tracking.start_sweep("planted", "", [], "")
+    plant_trial(tracking, parent, {}, key=key, tags={"device": "cuda", "device_name": "T4", "cpu_name": cpu_model(), "cores": len(CORES)})
+    warning = "warning: 1 of 1 settled trials had device cuda, now it is cpu"
+    monkeypatch.setattr("sweeps.dry_run.NVIDIA", tmp_path / "none")
+    assert warning in told(config)
+    monkeypatch.setattr("sweeps.dry_run.NVIDIA", tmp_path)
+    assert warning not in told(config), "only torch can tell which it gets"
+
+
+def test_what_ran_since_a_rerun_that_was_cut_short_does_not_run_again(config, some_settled, tracking) -> None:
+    (sweep,) = tracking.client.search_runs([tracking.experiment_id], "tags.kind = 'sweep'")
+    parent = sweep.info.run_id
+    time.sleep(0.002)
+    tracking.set_tags(parent, {"rerun": note(["all"], now_ms())})
+    time.sleep(0.002)
+    plant_trial(tracking, parent, {}, key=some_settled[2])
+    plant_trial(tracking, parent, {}, key=some_settled[3], outcome="interrupted")
+    lines = told(config, "all")
+    assert ["yes" in row for row in rows(lines)] == [True, True, False, True, True, True, True]
+    assert [line for line in lines if re.fullmatch(r"goes on with --rerun all of .*: 1 of 7 trials has run since", line)]
+    assert document(look(config, ["all"], print))["notes"]
+    assert [trial.key for trial in look(config, [some_settled[2]], print).left] == [some_settled[2]], "asked for anew"
+    assert not look(config, [some_settled[2]], print).notes
+
+
+def test_what_waits_for_the_tracker_counts_as_it_will_once_a_launch_has_sent_it(config, some_settled, tracking, tmp_path) -> None:
+    (sweep,) = tracking.client.search_runs([tracking.experiment_id], "tags.kind = 'sweep'")
+    waiting = {some_settled[1]: "completed", some_settled[2]: "oom", some_settled[3]: None}
+    for key, outcome in waiting.items():
+        folder = tmp_path / ".sweeps" / "planted" / key
+        folder.mkdir(parents=True)
+        outbox = Outbox.new(folder, tracking.uri, "speech")
+        outbox.start(sweep.info.run_id, key=key, block="workers", repeat=1, seed=1, swept={}, config={}, tags={"git_commit": "0ld"})
+        if key == some_settled[1]:
+            outbox.send_next(tracking)  # its run is open, and is the same attempt
+        if outcome:
+            outbox.finish(outcome, "planted", {}, {}, {})
+        outbox.close()
+    lines = told(config)
+    assert "planted: 7 trials (5 in workers, 2 in cycles), 2 settled, 1 failed, 4 new; 5 to run" in lines
+    assert [row[6] for row in rows(lines)[:4]] == ["completed", "completed", "oom", "new"]
+    assert "what 2 trials wait to tell the tracker lies in .sweeps/planted, and is counted here: a launch sends it first" in lines
+    assert len([line for line in lines if line.startswith("warning: 2 of 2 settled trials had commit 0ld")]) == 1
+
+
+def test_what_waits_is_counted_also_where_the_tracker_has_nothing_yet(config, tracking, tmp_path) -> None:
+    key = outlook(config, print).plan.trials[0].key
+    folder = tmp_path / ".sweeps" / "planted" / key
+    folder.mkdir(parents=True)
+    outbox = Outbox.new(folder, "http://127.0.0.1:1", "speech")
+    outbox.start("none", key=key, block="workers", repeat=1, seed=1, swept={}, config={}, tags={})
+    outbox.finish("completed", "planted", {}, {}, {})
+    outbox.close()
+    assert look(config, [], print).states == {key: "completed"}
+
+
 def test_the_document_holds_all_that_the_lines_tell(calibrated, some_settled) -> None:
     seen = look(calibrated, ["failed"], print)
     found = json.loads(json.dumps(document(seen), allow_nan=False))
@@ -209,7 +273,7 @@ def test_the_document_holds_all_that_the_lines_tell(calibrated, some_settled) ->
     assert found["trials"][-1]["forecast"] is None
     (removed,) = found["removed"]
     assert removed["points"] == [{"loader.num_workers": 0, "loader.shm_size": "2M"}]
-    assert found["warnings"] == seen.recorded.differs
+    assert found["warnings"] == seen.differs
 
 
 def test_a_host_shm_is_what_is_free_of_it(tones, config, tmp_path) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from analysis.runs import sweep_runs
 from sweeps.interrupt import BudgetPassed, interruptible, over
+from sweeps.rerun import TAG
 from sweeps.tracking import SETTLED, connect, resolve_uri
 from tests.test_janitor import alive, marked, short_folder  # noqa: F401
 from tests.trees import ROOT, can_isolate, descendants, wait_until
@@ -171,6 +172,23 @@ def test_a_cap_and_a_budget_say_what_is_left(tones, tmp_path, short_folder) -> N
     assert re.search(r"time_budget of .* has passed: 1 trial is left, which the same command runs\.", out)
     assert [run.data.tags["outcome"] for run in trials_of(runs_in(tmp_path))] == ["interrupted", "completed"]
     assert "time_budget has passed before any trial could start" in ran(tmp_path, short_folder, "--set", "time_budget=0.5s")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
+def test_a_rerun_that_was_cut_short_is_gone_on_with(tones, tmp_path, short_folder) -> None:  # noqa: F811
+    (tmp_path / "sweep.yaml").write_text(SLOW_AND_FAST.format(tones=tones, steps="0.01, 0.02"))
+    ran(tmp_path, short_folder)
+    out = ran(tmp_path, short_folder, "--rerun", "all", "--set", "run_cap=1")
+    assert "2 settled; 2 to run" in out
+    assert "run_cap of 1 is reached: 1 trial is left, which the same command runs." in out
+    out = ran(tmp_path, short_folder, "--rerun", "all")
+    assert "2 settled; 1 to run" in out
+    assert re.search(r"^goes on with --rerun all of .*, which was cut short: 1 of 2 trials has run since$", out, re.MULTILINE)
+    runs = runs_in(tmp_path)
+    assert sorted(Counter(run.data.tags["key"] for run in trials_of(runs)).values()) == [2, 2]
+    (parent,) = [run for run in runs if run.data.tags["kind"] == "sweep"]
+    assert TAG not in parent.data.tags, "it is over: what asks for the same begins anew"
 
 
 @pytest.mark.slow

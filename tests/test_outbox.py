@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sqlite3
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from sweeps.isolation import enter_namespaces
-from sweeps.outbox import Outbox, deliver, left_in, set_aside, told, waits
+from sweeps.outbox import FILE, Outbox, deliver, ended_in, left_in, remove, set_aside, told
 from sweeps.sender import Sender
 from sweeps.tracking import Tracking
 from tests.conftest import tracking_in
@@ -266,6 +267,68 @@ def test_an_outbox_is_open_in_one_place_at_a_time(tracking, parent, tmp_path) ->
     assert not folder.exists()
 
 
+def test_a_new_outbox_is_never_there_without_its_lock(tracking, tmp_path) -> None:
+    """Another relay delivers over and over while attempts begin; it opens none of them, and none is kept from beginning."""
+    folder = tmp_path / "work" / "k"
+    folder.mkdir(parents=True)
+    stop = threading.Event()
+    opened: list[Path] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                Outbox(folder).close()
+                opened.append(folder)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for _ in range(300):
+            outbox = Outbox.new(folder, tracking.uri, "speech")
+            (folder / FILE).unlink()  # before it is given back
+            outbox.close()
+    finally:
+        stop.set()
+        watcher.join()
+    assert opened == []
+
+
+def test_who_sets_aside_waits_for_whoever_is_sending_and_finds_it_gone(tracking, parent, tmp_path) -> None:
+    folder = filled(tmp_path / "work", tracking, parent)
+    sending = Outbox(folder)
+    waiting = threading.Thread(target=set_aside, args=[folder])
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    while sending.waiting:
+        sending.send_next(tracking)
+    remove(folder)
+    sending.close()
+    waiting.join(5)
+    assert not waiting.is_alive()
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_ended_attempts_that_wait_are_read_as_the_runs_that_they_will_be(tracking, parent, tmp_path) -> None:
+    work = tmp_path / "work"
+    set_aside(filled(work, tracking, parent, "first"))
+    filled(work, tracking, parent, "under way", ended=False)
+    filled(work, tracking, parent, "second")
+    held = Outbox(work / "second")  # by a relay that sends it: the reader needs no lock
+    with (work / "second" / FILE).open("ab") as file:
+        file.write(b'{"call": "log_ep')
+    waiting = ended_in(work)
+    held.close()
+    assert [run.data.tags["key"] for run in waiting] == ["second", "first"]
+    deliver(work)
+    sent = [run for run in tracking.trials(parent) if run.info.status != "RUNNING"]
+    assert [run.info.start_time for run in waiting] == pytest.approx([run.info.start_time for run in sent], abs=1000)
+    for read, there in zip(waiting, sent, strict=True):
+        assert read.info.status == there.info.status
+        assert read.data.tags.items() <= there.data.tags.items()
+        assert {"key", "outcome", "node", "status", "attempt_id"} <= read.data.tags.keys()
+
+
 def test_ended_trials_are_delivered_with_their_outcome_and_the_rest_stays_for_the_orphans(tracking, parent, tmp_path) -> None:
     work = tmp_path / "work"
     for key, ended in (("done", True), ("cut", False)):
@@ -282,8 +345,6 @@ def test_what_waits_makes_room_for_the_next_attempt_and_one_that_nobody_ended_is
     work = tmp_path / "work"
     for ended in (True, False):
         set_aside(filled(work, tracking, parent, ended=ended))
-    assert waits(work, "k")
-    assert not waits(work, "other")
     assert [path.name for path in work.iterdir()] == ["unsent"]
     assert len(left_in(work)) == 2
     assert deliver(work) == []

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from sweeps.config import load
 from sweeps.preflight import Node
-from sweeps.provenance import differences, here, software
+from sweeps.provenance import devices, differences, here, software
 
 NOW = {"commit": ("c2",), "torch": ("2.14.1",), "CPU": ("EPYC",), "cores": ("2",), "GPU": ("H100", "H200")}
 SAME = {"git_commit": "c2", "versions": json.dumps({"torch": "2.14.1"}), "cpu_name": "EPYC", "cores": "2"}
@@ -25,7 +25,7 @@ def test_each_difference_is_a_line_with_how_many_have_it() -> None:
         run("c", git_commit="c0", device="cuda", device_name="T4"),
         run("d", device="cuda", device_name="H200"),
     ]
-    assert differences(runs, PLANNED, NOW) == [
+    assert differences(runs, PLANNED, NOW, {}) == [
         "warning: 2 of 4 settled trials had commit c1, now it is c2",
         "warning: 1 of 4 settled trials had commit c0, now it is c2",
         "warning: 1 of 4 settled trials had torch 2.13.0, now it is 2.14.1",
@@ -44,12 +44,12 @@ def test_only_the_attempt_that_counts_of_a_settled_trial_of_the_plan_is_looked_a
         run("gone", git_commit="c1"),
         run("c", status="RUNNING", git_commit="c1"),
     ]
-    assert differences(newest_first, PLANNED, NOW) == []
+    assert differences(newest_first, PLANNED, NOW, {}) == []
 
 
 def test_a_trial_that_could_not_say_where_it_ran_differs_in_nothing_of_that() -> None:
     bare = SimpleNamespace(info=SimpleNamespace(status="FINISHED"), data=SimpleNamespace(tags={"key": "a", "outcome": "completed"}))
-    assert differences([bare], PLANNED, NOW) == []
+    assert differences([bare], PLANNED, NOW, {}) == []
 
 
 def test_what_there_is_now_follows_the_file_and_the_node(tmp_path) -> None:
@@ -57,3 +57,24 @@ def test_what_there_is_now_follows_the_file_and_the_node(tmp_path) -> None:
     now = here(load(tmp_path / "sweep.yaml"), [Node(("H100", "H100"), (0, 1))])
     assert (now["cores"], now["GPU"]) == (("1",), ("H100",)), "a trial is pinned to the cores it asks for"
     assert now["torch"] == (software()["versions"]["torch"],)
+
+
+def planned(key: str, *first_of: str) -> SimpleNamespace:
+    return SimpleNamespace(key=key, config=SimpleNamespace(device=SimpleNamespace(first_of=first_of)))
+
+
+def test_a_gpu_that_came_or_went_is_told_by_the_device_that_each_trial_gets() -> None:
+    trials = [planned("a", "cuda", "paced"), planned("b", "cuda", "paced"), planned("c", "cpu"), planned("d", "cuda")]
+    without, with_gpu = Node((), (0, 1), "EPYC"), Node(("T4",), (0, 1), "EPYC")
+    paced = [run(key, device="paced") for key in "ab"] + [run("c", device="cpu")]
+    on_gpu = [run(key, device="cuda", device_name="T4") for key in "abd"] + [run("c", device="cpu")]
+    now = {"CPU": ("EPYC",)}
+    assert differences(paced, trials, now, devices(trials, [without])) == []
+    assert differences(paced, trials, now, devices(trials, [with_gpu])) == [
+        "warning: 2 of 3 settled trials had device paced, now it is cuda"
+    ]
+    assert differences(on_gpu, trials, now, devices(trials, [without])) == [
+        "warning: 2 of 4 settled trials had device cuda, now it is paced"
+    ], "one that needs a GPU gets none here: there is nothing to hold against"
+    assert differences(on_gpu, trials, now, devices(trials, [with_gpu, without])) == []
+    assert differences(on_gpu, trials, now, {}) == [], "not known"

@@ -1,15 +1,13 @@
-"""Where trials stand, told from their runs, and which of them --rerun asks for."""
+"""Where trials stand, told from their runs."""
 
 from types import SimpleNamespace
 
-import pytest
-
-from sweeps.states import Asked, UnknownKey, asked_for, counted, find, kind, settled_for_good, states, without
+from sweeps.states import counted, kind, settled_for_good, states
 
 
-def run(key: str, outcome: str | None, *, status: str = "FINISHED", disturbed: bool = False, run_id: str = "") -> SimpleNamespace:
+def run(key: str, outcome: str | None, *, status: str = "FINISHED", disturbed: bool = False) -> SimpleNamespace:
     tags = {"key": key} | ({"outcome": outcome} if outcome else {}) | ({"disturbed": "by another"} if disturbed else {})
-    return SimpleNamespace(info=SimpleNamespace(status=status, run_id=run_id or key), data=SimpleNamespace(tags=tags))
+    return SimpleNamespace(info=SimpleNamespace(status=status), data=SimpleNamespace(tags=tags))
 
 
 def trial(key: str, metric: str = "epoch_s") -> SimpleNamespace:
@@ -44,41 +42,3 @@ def test_states_are_counted_by_kind_in_one_order() -> None:
     assert [kind(state) for state in ("disturbed", "running", "not measured", "data_error")] == [
         "disturbed", "running", "not measured", "failed",
     ]  # fmt: skip
-
-
-PLANNED = [trial(key) for key in ("abc1", "abd2", "fff3", "0004")]
-FOUND = {"abc1": "completed", "abd2": "oom", "fff3": "interrupted"}
-
-
-@pytest.mark.parametrize(
-    ("rerun", "keys", "named"),
-    [
-        ([], None, ""),
-        (["failed"], "abd2 fff3", ""),
-        (["all"], "abc1 abd2 fff3 0004", ""),
-        (["f"], "fff3", "fff3"),
-        (["abc", "failed"], "abc1 abd2 fff3", "abc1"),
-        (["all", "0004"], "abc1 abd2 fff3 0004", "0004"),
-    ],
-)
-def test_what_rerun_asks_for(rerun: list[str], keys: str | None, named: str) -> None:
-    assert asked_for(rerun, PLANNED, FOUND) == Asked(None if keys is None else frozenset(keys.split()), frozenset(named.split()))
-
-
-@pytest.mark.parametrize(
-    ("word", "message"),
-    [
-        ("abx1", "abx1: no trial of this sweep has such a key. Did you mean abc1?"),
-        ("ab", "ab: 2 keys begin with it: abc1, abd2. Write more of it."),
-        ("", "no trial of this sweep has such a key. --dry-run prints"),
-    ],
-)
-def test_a_key_that_is_not_one_trial_s_is_told_with_what_is_near(word: str, message: str) -> None:
-    with pytest.raises(UnknownKey) as caught:
-        find(word, PLANNED)
-    assert message in str(caught.value)
-
-
-def test_what_is_asked_for_again_has_not_run() -> None:
-    newest_first = [run("abc1", "completed", run_id="2"), run("abc1", "oom", run_id="1"), run("abd2", "oom", run_id="0")]
-    assert states(without(newest_first, {"1", "2"}), PLANNED) == {"abd2": "oom"}
