@@ -5,12 +5,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from sweeps import machine
-from tests.trees import wait_until
+from sweeps.config import load
+from sweeps.isolation import Template
+from sweeps.preflight import Node
+from sweeps.sites import pin
+from tests.trees import can_isolate, wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,6 +34,10 @@ def holder(tmp_path, monkeypatch):
 import sys
 from pathlib import Path
 from sweeps import machine
+from sweeps.config import load
+from sweeps.isolation import Template
+from sweeps.preflight import Node
+from sweeps.sites import pin
 machine.LOCK, machine.GATE = Path({str(machine.LOCK)!r}), Path({str(machine.GATE)!r})
 told = open({str(told)!r}, "w", buffering=1)
 with machine.held({alone}, {"sweep " + name[0]!r}, lambda holder: print("waits for", holder, file=told)):
@@ -123,3 +133,21 @@ def test_another_user_may_hold_the_lock_that_root_made(monkeypatch) -> None:
 def test_a_machine_is_the_same_for_its_processes() -> None:
     command = [sys.executable, "-c", "from sweeps.machine import identity; print(identity(), end='')"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == machine.identity()
+
+
+@pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
+def test_the_precision_is_measured_alone_and_what_needs_no_measuring_waits_for_nobody(holder, tone_trial, tmp_path) -> None:
+    (tmp_path / "sweep.yaml").write_text("name: x\nparameters: {corpus: {name: synthetic, words: [yes, no]}}\n")
+    config, node = load(tmp_path / "sweep.yaml"), Node((), tuple(sorted(os.sched_getaffinity(0))))
+    first, told = holder("a", True)
+    assert has_it(told)
+    said: list[str] = []
+    with closing(Template(ROOT)) as template, ThreadPoolExecutor(1) as pool:
+        paced = {"paced": tone_trial(device={"first_of": ["paced"], "step_s": 0.1})}
+        assert pin(template, said.append, config, node, paced, tmp_path / "log", "sweep b").keys() == {"paced"}
+        assert not said
+        found = pool.submit(pin, template, said.append, config, node, {"cpu": tone_trial()}, tmp_path / "log", "sweep b")
+        assert wait_until(lambda: said == ["sweep a holds this machine: measuring the precision waits"])
+        first.kill()
+        assert found.result(60)["cpu"].precision
+    assert said[1].startswith("precision: ")
