@@ -17,7 +17,7 @@ from analysis.page import WIDTH, WORDS, decimals, disturbance_lines, grid, liste
 from analysis.runs import comparable
 from analysis.statistics import FEWEST_PAIRS, paired_change
 from analysis.tradeoff import SHM, TIMED, WORKERS, epoch_seconds, timed
-from sweeps.tracking import written
+from sweeps.names import written
 
 RATIOS = {"quarter": "r/4", "ratio": "r", "fourfold": "4r"}  # blocks of the sweep that differ in the step alone
 BETWEEN, SMALL, NETWORK, COLD = "between", "small", "network", "cold"  # the first: more worker counts at the step of `ratio`

@@ -17,7 +17,7 @@ import pandas as pd
 from analysis.page import WIDTH, decimals, grid, heading, spread
 from analysis.runs import Comparable
 from analysis.tradeoff import SHM, WORKERS, groups, timed
-from sweeps.tracking import written
+from sweeps.names import written
 
 SPANS = ("start_s", "fill_s", "wait_s", "step_s", "other_s")
 MEDIANS = (*SPANS, "epoch_s", "clips_per_s", "busy_fraction", "stall_steps", "max_gap_s", "occupancy", "shm_peak_bytes", "read_bytes")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from sweeps.tracking import written
+from sweeps.names import written
 
 
 def matching(frame: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:

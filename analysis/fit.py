@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.page import WORDS, grid, heading, spread
 from analysis.runs import Comparable, comparable
 from analysis.tradeoff import SHM, WORKERS
-from sweeps.tracking import written
+from sweeps.names import written
 
 RAN = ("completed", "stopped_early")  # nothing overflowed
 CONTRADICTED = {"fits": ("shm_exhausted",), "overflows": RAN}  # a verdict -> the outcomes that prove it wrong

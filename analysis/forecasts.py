@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.page import WIDTH, decimals, grid, heading, spread
 from analysis.runs import Comparable
 from analysis.tradeoff import SHM, WORKERS, groups, timed
-from sweeps.tracking import written
+from sweeps.names import written
 
 NEAR = 0.02  # of the smallest: epochs this close are as good, and the fewest workers are chosen
 FORECASTS = {  # column here -> figure of the trial

@@ -15,7 +15,7 @@ from analysis.page import WIDTH, decimals, disturbance_lines, grid, heading
 from analysis.runs import Comparable, comparable
 from analysis.statistics import FEWEST_PAIRS, WIDE, paired_change
 from analysis.tradeoff import MARK, SHM, WORKERS, cell_figures, change_figures, change_text, epoch_seconds, time_text, timed, why_wide
-from sweeps.tracking import short_names, written
+from sweeps.names import short_names, written
 
 
 def key_times(frame: pd.DataFrame) -> pd.DataFrame:

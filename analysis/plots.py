@@ -24,7 +24,7 @@ from analysis.page import WORDS, decimals, listed
 from analysis.recommendation import advise
 from analysis.runs import Comparable
 from analysis.tradeoff import SHM, TIMED, WORKERS, epoch_times_of, groups, timed
-from sweeps.tracking import written
+from sweeps.names import written
 
 WIDTH_IN, PANEL_IN, DPI = 7.5, 3.6, 150
 MIB = 1 << 20

@@ -23,7 +23,7 @@ from analysis.page import WIDTH, decimals
 from analysis.runs import Comparable
 from analysis.statistics import FEWEST_PAIRS, WIDE, Interval, paired_change
 from analysis.tradeoff import SHM, WORKERS, epoch_seconds, groups
-from sweeps.tracking import written
+from sweeps.names import written
 
 
 class Cell(NamedTuple):

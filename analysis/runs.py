@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from sweeps.metrics import SUMMARY
+from sweeps.names import short_names, written
 from sweeps.tracker import artifact_text, find_sweep, plan_rows, resolve_uri
-from sweeps.tracking import SETTLED, children, short_names, written
+from sweeps.tracking import SETTLED, children
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -22,8 +22,8 @@ from matplotlib.ticker import MaxNLocator
 from analysis.filters import matching
 from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, sweep_runs
 from analysis.series import trial_records
+from sweeps.names import written
 from sweeps.tracker import connect, resolve_uri
-from sweeps.tracking import written
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.page import decimals, disturbance_lines, grid, heading, outcome_words, spread
 from analysis.runs import Comparable, comparable
 from analysis.statistics import FEWEST_PAIRS, WIDE, Interval, paired_change, relative_spread
-from sweeps.tracking import written
+from sweeps.names import written
 
 WORKERS, SHM = "loader.num_workers", "loader.shm_size"
 MARK = "†"  # beside a time whose trials lie far apart

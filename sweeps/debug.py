@@ -12,11 +12,11 @@ from typing import Any
 
 from speech.config import Pinned, Trial
 from sweeps.config import SweepConfig
+from sweeps.names import run_name
 from sweeps.outlook import outlook
 from sweeps.plan import TrialSpec
 from sweeps.preflight import Node, Say, unprobed
 from sweeps.rerun import find
-from sweeps.tracking import run_name
 
 Record = dict[str, Any]
 SHOWN = ("loss/training", "accuracy/validation", "snapshot/accuracy", "snapshot/ensemble_accuracy")  # beside the times

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import tabulate
 
 from speech.config import Pinned, TrialConfig
-from sweeps import calibration, outbox, rerun
+from sweeps import calibration, rerun, unsent
 from sweeps.config import SweepConfig
 from sweeps.forecast import Forecast
+from sweeps.names import short_names, written
 from sweeps.outlook import Outlook, outlook
 from sweeps.plan import TrialSpec
 from sweeps.preflight import Node, Say, unprobed
@@ -28,7 +29,7 @@ from sweeps.rerun import Asked, asked_for, without
 from sweeps.shm_fit import counted
 from sweeps.states import DISTURBED, kind, settled_for_good, states
 from sweeps.sweep import WORK_FOLDER, noted_pins, pin_name, reached
-from sweeps.tracking import Tracking, connect, database_file, now_ms, resolve_uri, search_all, short_names, written
+from sweeps.tracking import Tracking, connect, database_file, now_ms, resolve_uri, search_all
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -91,7 +92,7 @@ def look(config: SweepConfig, again: Sequence[str], say: Say) -> Look:
 def recorded(config: SweepConfig) -> Recorded:
     """Reads the tracker, and what waits for it in this folder. Makes no database and no run."""
     folder = WORK_FOLDER / config.name
-    waiting = outbox.ended_in(folder) if outbox.left_in(folder) else ()
+    waiting = unsent.ended_in(folder) if unsent.left_in(folder) else ()
     uri = resolve_uri(config.tracking.uri)
     file = database_file(uri)
     nothing = Recorded(waiting, waiting=len(waiting))

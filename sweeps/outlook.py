@@ -18,12 +18,12 @@ from sweeps.cgroup import memory_limit
 from sweeps.choice import left_out
 from sweeps.config import SweepConfig
 from sweeps.forecast import Forecast, forecast
+from sweeps.names import flatten
 from sweeps.plan import Plan, TrialSpec, plan
 from sweeps.preflight import Node, PreflightError, Say
 from sweeps.shm import shm_usage
 from sweeps.shm_fit import ShmFit, fit
 from sweeps.states import NEW, NOT_MEASURED, counted
-from sweeps.tracking import flatten
 
 
 @dataclass

@@ -22,7 +22,7 @@ from speech.config import Corpus, Loader, TrialConfig
 from sweeps import grid
 from sweeps.config import Metric, ResolvedBlock, SweepConfig
 from sweeps.exclude import sift
-from sweeps.tracking import swept_name
+from sweeps.names import swept_name
 
 KEY_DIGITS = 12  # hexadecimal
 NAMED = 3  # points that are named of those that one rule removes

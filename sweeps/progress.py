@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sweeps.names import run_name, short_names, written
 from sweeps.outlook import roughly
 from sweeps.plan import TrialSpec
 from sweeps.preflight import Say
 from sweeps.states import kind
-from sweeps.tracking import run_name, short_names, written
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

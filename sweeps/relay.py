@@ -23,13 +23,14 @@ from sweeps.forecast import Forecast
 from sweeps.hang import modelled_wait_s
 from sweeps.hygiene import settle
 from sweeps.isolation import Record, Task, Template
-from sweeps.outbox import Outbox, deliver, remove, set_aside
+from sweeps.names import written
+from sweeps.outbox import Outbox
 from sweeps.outcome import Outcome, classify
 from sweeps.plan import TrialSpec
 from sweeps.sender import Sender
 from sweeps.shm_fit import ShmFit
 from sweeps.trace import write_trace
-from sweeps.tracking import written
+from sweeps.unsent import deliver, remove, set_aside
 
 SETUP_TAGS = (
     "device",

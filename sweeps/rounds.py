@@ -15,8 +15,9 @@ import textwrap
 from collections import Counter
 from typing import Any
 
-from sweeps import interrupt, outbox, progress, runner
+from sweeps import interrupt, progress, runner, unsent
 from sweeps.away import TrackerAway
+from sweeps.names import run_name
 from sweeps.outlook import roughly
 from sweeps.plan import TrialSpec
 from sweeps.preflight import Say
@@ -24,7 +25,7 @@ from sweeps.progress import View
 from sweeps.runner import RayEnded
 from sweeps.states import DISTURBED
 from sweeps.sweep import AWAY_S, Sweep, launch_of, settle_up
-from sweeps.tracking import SETTLED, run_name
+from sweeps.tracking import SETTLED
 
 Result = dict[str, Any]  # what sweeps/runner.py tells of a trial that has ended
 
@@ -128,7 +129,7 @@ class _Rounds:
         if "lost" in result:
             return f"what it wrote lies in {self.sweep.folder / spec.key} until it is filed with its MLflow run"
         if not result["run_id"]:
-            return f"{result['log']} lies in {self.sweep.folder / outbox.UNSENT} until its MLflow run can be opened"
+            return f"{result['log']} lies in {self.sweep.folder / unsent.UNSENT} until its MLflow run can be opened"
         return f"see {result['log']} of its MLflow run {result['run_id']}"
 
     def _what_follows(self, spec: TrialSpec) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from speech.config import Pinned, cache_dir
 from speech.costs import Calibration
-from sweeps import janitor, outbox, preflight, rerun
+from sweeps import janitor, preflight, rerun, unsent
 from sweeps.away import TrackerAway, asked, is_away, reason
 from sweeps.config import SweepConfig
 from sweeps.isolation import Template
@@ -105,8 +105,8 @@ def opened(config: SweepConfig, text: str, rebuild: str, again: Sequence[str], s
     tracking = _tracking(config)
     own = folder.with_name(f"{folder.name}.lock")  # one tracker may be called by two names, and another sweep by the same
     with _held(lock_file(tracking.uri, config)), _held(own), _machines(config, folder / REMAINS, say) as machines:
-        if unsent := _unsent(machines, folder):
-            raise PreflightError(outbox.told(unsent))
+        if waiting := _unsent(machines, folder):
+            raise PreflightError(unsent.told(waiting))
         machines.survey(config, folder / "preflight.log")
         made = outlook(config, say)
         trials = made.plan.trials
@@ -181,20 +181,20 @@ def heading(sweep: Sweep) -> str:
 def settle_up(sweep: Sweep, say: Say, patience_s: float = 0.0) -> None:
     """Sends what waits on each machine, closes what a relay that died has left open, and looks where trials stand. Raises TrackerAway,
     having closed nothing; what the tracker refuses is said, and keeps nobody from the tables."""
-    unsent = _unsent(sweep.machines, sweep.folder, patience_s)
-    if any(each.away for each in unsent):
-        raise TrackerAway(outbox.told(unsent))
-    if unsent:
-        say(outbox.told(unsent))
+    waiting = _unsent(sweep.machines, sweep.folder, patience_s)
+    if any(each.away for each in waiting):
+        raise TrackerAway(unsent.told(waiting))
+    if waiting:
+        say(unsent.told(waiting))
     with asked(sweep.tracking.uri):
         sweep.machines.close_orphans(sweep.tracking, sweep.parent, sweep.folder)
         sweep.look()
     sweep.clear()
 
 
-def _unsent(machines: "Here | Cluster", folder: Path, patience_s: float = 0.0) -> list[outbox.Unsent]:
+def _unsent(machines: "Here | Cluster", folder: Path, patience_s: float = 0.0) -> list[unsent.Unsent]:
     """What the tracker doesn't take of what waits for it on the machines, each of which sends its own."""
-    return [each for unsent in machines.everywhere(outbox.deliver, folder, patience_s) for each in unsent]
+    return [each for waiting in machines.everywhere(unsent.deliver, folder, patience_s) for each in waiting]
 
 
 def finish(sweep: Sweep, status: str, tables: str | None = None, report: str | None = None) -> None:
@@ -273,7 +273,7 @@ def _tracking(config: SweepConfig) -> Tracking:
 
 
 def _unusable(config: SweepConfig, error: Exception) -> PreflightError:
-    waiting = outbox.left_in(WORK_FOLDER / config.name)
+    waiting = unsent.left_in(WORK_FOLDER / config.name)
     kept = f"\nWhat earlier trials have recorded waits in {WORK_FOLDER / config.name}, and is sent by the next launch." if waiting else ""
     return PreflightError(f"tracking.uri {config.tracking.uri} can't be used: {reason(error)}{kept}")
 

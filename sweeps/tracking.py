@@ -20,9 +20,9 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech.config import format_size
 from sweeps import notes
 from sweeps.metrics import check_name
+from sweeps.names import flatten, run_name, written
 from sweeps.tracker import connect, database_file, plan_rows, resolve_uri, search_all
 
 if TYPE_CHECKING:
@@ -42,51 +42,13 @@ STATUS = {  # how a trial ended -> MLflow's word for it. An overflow of /dev/shm
 SETTLED = ("completed", "stopped_early", "shm_exhausted")  # these trials are not run again
 
 PARENT = "mlflow.parentRunId"
-_LONGEST = {"param": 6000, "tag": 8000, "name": 250}  # characters; MLflow would cut longer ones too, with a warning in the terminal
+_LONGEST = {"param": 6000, "tag": 8000}  # characters; MLflow would cut longer ones too, with a warning in the terminal
 
 
 def children(client: "MlflowClient", parent: "Run") -> "list[Run]":
     """The trials of a sweep, every attempt, newest first."""
     query = f"tags.kind = 'trial' and tags.`{PARENT}` = '{parent.info.run_id}'"
     return search_all(client, parent.info.experiment_id, query)
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'loader': {'num_workers': 4}} -> {'loader.num_workers': 4}; a value that is None is absent."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif value is not None:
-            flat[prefix + key] = value
-    return flat
-
-
-def written(path: str, value: Any) -> str:
-    """A parameter's value as run names, tags and tables write it: 64M for a size, node where /dev/shm is the node's own."""
-    if path.endswith("shm_size"):
-        return "node" if value is None else format_size(int(value)) if isinstance(value, int | float) else str(value)
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """{'loader.num_workers': 'num_workers'}: the last part of each dotted path, or all of it where two would read the same."""
-    paths = list(paths)
-    leaves = [path.rpartition(".")[2] for path in paths]
-    return {path: leaf if leaves.count(leaf) == 1 else path for path, leaf in zip(paths, leaves, strict=True)}
-
-
-def run_name(block: str, swept: Mapping[str, Any], repeat: int) -> str:
-    """'workers · num_workers=4 shm_size=64M · repeat 1'."""
-    return " · ".join(part for part in (block, swept_name(swept), f"repeat {repeat}") if part)[: _LONGEST["name"]]
-
-
-def swept_name(swept: Mapping[str, Any]) -> str:
-    """'num_workers=4 shm_size=64M'."""
-    short = short_names(swept)
-    return " ".join(f"{short[path]}={written(path, value)}" for path, value in swept.items())
 
 
 def settled_of(runs: "Iterable[Run]") -> dict[str, str]:

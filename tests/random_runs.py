@@ -13,7 +13,8 @@ from mlflow.entities import Metric, Param, Run, RunData, RunInfo, RunTag
 
 from analysis.runs import trial_frame
 from sweeps.metrics import SUMMARY
-from sweeps.tracking import PARENT, STATUS, flatten
+from sweeps.names import flatten
+from sweeps.tracking import PARENT, STATUS
 from tests.conftest import CONFIG, HARDWARE, trial_key
 
 MB = 1 << 20

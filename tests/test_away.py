@@ -18,11 +18,11 @@ from speech.config import Pinned
 from sweeps import tracker
 from sweeps.away import TrackerAway, asked, is_away, reason
 from sweeps.isolation import Template
-from sweeps.outbox import deliver, left_in, told
 from sweeps.relay import Ended, Launch, run_trial
 from sweeps.shm_fit import fit
 from sweeps.tracker import find_sweep
 from sweeps.tracking import Tracking, children, connect, search_all
+from sweeps.unsent import deliver, left_in, told
 from tests.conftest import plant_trial
 from tests.servers import Server
 from tests.test_relay import launch_of, spec_of

@@ -4,7 +4,7 @@ import json
 
 from sweeps import notes
 from sweeps.metrics import METRICS
-from sweeps.tracking import written
+from sweeps.names import written
 
 SWEPT = {"loader.num_workers": "4", "loader.shm_size": "64M"}
 PLAN = [

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import sqlite3
 import threading
 import traceback
 from collections.abc import Callable
@@ -15,50 +14,13 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from sweeps.isolation import enter_namespaces
-from sweeps.outbox import FILE, Outbox, deliver, ended_in, left_in, remove, set_aside, told
+from sweeps.outbox import FILE, Outbox
 from sweeps.sender import Sender
 from sweeps.tracking import Tracking
+from sweeps.unsent import deliver, set_aside, told
 from tests.conftest import tracking_in
+from tests.outboxes import ABOUT, artifacts, drain, filled, rows
 from tests.trees import can_isolate
-
-ABOUT = {"key": "k", "block": "workers", "repeat": 1, "seed": 42, "swept": {"loader.num_workers": 4}, "config": {"sgdr": {"epochs": 3}}}
-
-
-def filled(sweep_folder: Path, tracking: Tracking, parent: str, key: str = "k", ended: bool = True) -> Path:
-    """A trial's folder with its outbox: nothing of it is sent yet."""
-    folder = sweep_folder / key
-    folder.mkdir(parents=True)
-    outbox = Outbox.new(folder, tracking.uri, "speech")
-    outbox.start(parent, **ABOUT | {"key": key}, tags={"node": "box"})
-    outbox.put("log_summary", metrics={"forecast_epoch_s": 2.0})
-    for epoch in range(3):
-        metrics = {"time/epoch_s": 2.0 + epoch, "loss/training": float("nan"), "lr": 0.1, "shm/peak_bytes": None}
-        outbox.put("log_epoch", epoch=epoch, metrics=metrics)
-    outbox.put("log_snapshot", cycle=0, metrics={"snapshot/accuracy": 0.75})
-    (folder / "records.jsonl").write_text('{"kind": "end"}\n')
-    if ended:
-        outbox.finish("completed", "ran to its end", {"epoch_s": 3.0}, {"status": 0}, {"files/records.jsonl": folder / "records.jsonl"})
-    outbox.close()
-    return folder
-
-
-def rows(tracking: Tracking) -> dict[str, list]:
-    """All that the database holds of trials' runs, as it is; ids and times of its own left out."""
-    with sqlite3.connect(tracking.uri.removeprefix("sqlite:///")) as database:
-        trials = "run_uuid in (select run_uuid from tags where key = 'kind' and value = 'trial')"
-        queries = {
-            "runs": f"select name, status, lifecycle_stage, start_time, end_time from runs where {trials}",
-            "metrics": f"select key, step, value, is_nan, timestamp from metrics where {trials} order by 1, 2",
-            "latest": f"select key, step, value, is_nan, timestamp from latest_metrics where {trials} order by 1",
-            "params": f"select key, value from params where {trials} order by 1",
-            "tags": f"select key, value from tags where {trials} and key not like 'mlflow.%' order by 1",
-        }
-        return {name: database.execute(query).fetchall() for name, query in queries.items()}
-
-
-def artifacts(tracking: Tracking) -> list[tuple[str, str]]:
-    place = Path(tracking.uri.removeprefix("sqlite:///")).parent / "mlartifacts"
-    return [(file.name, file.read_text()) for file in place.rglob("records.jsonl")]
 
 
 class Faulty:
@@ -79,21 +41,6 @@ class Faulty:
             return done
 
         return faulty
-
-
-def drain(folder: Path, tracking) -> int:
-    """Sends all of an outbox, opening it anew after each failure, as after a kill; returns how often it failed."""
-    failures = 0
-    while True:
-        outbox = Outbox(folder)
-        try:
-            while outbox.waiting:
-                outbox.send_next(tracking)
-            return failures
-        except MlflowException:
-            failures += 1
-        finally:
-            outbox.close()
 
 
 @pytest.fixture
@@ -291,109 +238,6 @@ def test_a_new_outbox_is_never_there_without_its_lock(tracking, tmp_path) -> Non
         stop.set()
         watcher.join()
     assert opened == []
-
-
-def test_who_sets_aside_waits_for_whoever_is_sending_and_finds_it_gone(tracking, parent, tmp_path) -> None:
-    folder = filled(tmp_path / "work", tracking, parent)
-    sending = Outbox(folder)
-    waiting = threading.Thread(target=set_aside, args=[folder])
-    waiting.start()
-    waiting.join(0.2)
-    assert waiting.is_alive()
-    while sending.waiting:
-        sending.send_next(tracking)
-    remove(folder)
-    sending.close()
-    waiting.join(5)
-    assert not waiting.is_alive()
-    assert not list((tmp_path / "work").iterdir())
-
-
-def test_ended_attempts_that_wait_are_read_as_the_runs_that_they_will_be(tracking, parent, tmp_path) -> None:
-    work = tmp_path / "work"
-    set_aside(filled(work, tracking, parent, "first"))
-    filled(work, tracking, parent, "under way", ended=False)
-    filled(work, tracking, parent, "second")
-    held = Outbox(work / "second")  # by a relay that sends it: the reader needs no lock
-    with (work / "second" / FILE).open("ab") as file:
-        file.write(b'{"call": "log_ep')
-    waiting = ended_in(work)
-    held.close()
-    assert [run.data.tags["key"] for run in waiting] == ["second", "first"]
-    deliver(work)
-    sent = [run for run in tracking.trials(parent) if run.info.status != "RUNNING"]
-    assert [run.info.start_time for run in waiting] == pytest.approx([run.info.start_time for run in sent], abs=1000)
-    for read, there in zip(waiting, sent, strict=True):
-        assert read.info.status == there.info.status
-        assert read.data.tags.items() <= there.data.tags.items()
-        assert {"key", "outcome", "node", "status", "attempt_id"} <= read.data.tags.keys()
-
-
-def test_ended_trials_are_delivered_with_their_outcome_and_the_rest_stays_for_the_orphans(tracking, parent, tmp_path) -> None:
-    work = tmp_path / "work"
-    for key, ended in (("done", True), ("cut", False)):
-        filled(work, tracking, parent, key, ended)
-    assert deliver(work) == []
-    assert [folder.name for folder in left_in(work)] == ["cut"]
-    assert tracking.close_orphans(parent, work) == ["workers · num_workers=4 · repeat 1"]
-    assert not left_in(work)
-    outcomes = {run.data.tags["key"]: (run.info.status, run.data.tags["outcome"]) for run in tracking.trials(parent)}
-    assert outcomes == {"done": ("FINISHED", "completed"), "cut": ("KILLED", "interrupted")}
-
-
-def test_what_waits_makes_room_for_the_next_attempt_and_one_that_nobody_ended_is_interrupted(tracking, parent, tmp_path) -> None:
-    work = tmp_path / "work"
-    for ended in (True, False):
-        set_aside(filled(work, tracking, parent, ended=ended))
-    assert [path.name for path in work.iterdir()] == ["unsent"]
-    assert len(left_in(work)) == 2
-    assert deliver(work) == []
-    assert not list(work.iterdir())
-    assert sorted(run.data.tags["outcome"] for run in tracking.trials(parent)) == ["completed", "interrupted"]
-    assert len(artifacts(tracking)) == 2
-
-
-def test_a_trial_that_is_sent_whole_is_not_set_aside(tracking, parent, tmp_path) -> None:
-    folder = filled(tmp_path / "work", tracking, parent)
-    drain(folder, tracking)
-    set_aside(folder)
-    set_aside(tmp_path)
-    assert folder.exists()
-
-
-def test_a_refusal_keeps_that_trial_and_lets_the_others_through(tracking, parent, tmp_path) -> None:
-    work = tmp_path / "work"
-    for key in ("deleted", "other"):
-        set_aside(filled(work, tracking, parent, key))
-    (outbox,) = [Outbox(folder) for folder in left_in(work) if "deleted" in folder.name]
-    outbox.send_next(tracking)
-    outbox.close()
-    (run,) = tracking.trials(parent)
-    tracking.client.delete_run(run.info.run_id)
-    (unsent,) = deliver(work, patience_s=600)  # no patience helps where it is refused
-    assert not unsent.away
-    assert "deleted" in unsent.folder.name
-    text = told([unsent])
-    assert "refuses what a trial has recorded" in text
-    assert str(unsent.folder) in text
-    assert tracking.settled_keys(parent) == {"other": "completed"}
-    tracking.client.restore_run(run.info.run_id)
-    assert deliver(work) == []
-    assert tracking.settled_keys(parent) == {"other": "completed", "deleted": "completed"}
-
-
-def test_what_an_interrupted_attempt_has_to_tell_of_a_run_that_is_no_more_is_dropped(tracking, parent, tmp_path) -> None:
-    work = tmp_path / "work"
-    folder = filled(work, tracking, parent, ended=False)
-    outbox = Outbox(folder)
-    outbox.send_next(tracking)
-    outbox.close()
-    set_aside(folder)
-    with sqlite3.connect(tracking.uri.removeprefix("sqlite:///")) as database:  # as in another database in its place
-        for table in ("tags", "params", "metrics", "latest_metrics", "runs"):
-            database.execute(f"delete from {table} where run_uuid = ?", [outbox.run_id])
-    assert deliver(work) == []
-    assert not list(work.iterdir())
 
 
 def test_a_sender_sends_what_is_put_and_flush_waits_for_it(tracking, parent, tmp_path) -> None:

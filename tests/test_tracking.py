@@ -13,7 +13,8 @@ from mlflow.entities import ViewType
 
 from speech.config import TrialConfig
 from sweeps.metrics import METRICS
-from sweeps.tracking import SETTLED, STATUS, Tracking, resolve_uri, run_name
+from sweeps.names import run_name
+from sweeps.tracking import SETTLED, STATUS, Tracking, resolve_uri
 
 SWEPT = {"loader.num_workers": 4, "loader.shm_size": 64 << 20}
 
