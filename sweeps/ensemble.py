@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 def best(runs: "Iterable[Run]", planned: Collection[str]) -> "Run":
     """Of the trials whose key is `planned` the one with the highest validation accuracy of its ensemble; of equals the first that ended,
     whose snapshots are kept. LookupError: none has learned anything."""
+    # Completed ones: an interrupted one may lack snapshots
     done = [run for run in runs if run.data.tags["key"] in planned and run.data.tags.get("outcome") == "completed"]
-    learned = [
-        run for run in done if run.data.metrics.get("ensemble_accuracy", -1.0) >= 0
-    ]  # an interrupted one may lack snapshots; NaN is none
+    learned = [run for run in done if run.data.metrics.get("ensemble_accuracy", -1.0) >= 0]  # NaN is none
     if not learned:
         raise LookupError("no trial of this sweep has learned anything yet, so there is no ensemble")
     return max(learned, key=lambda run: (run.data.metrics["ensemble_accuracy"], -run.info.end_time))
