@@ -25,17 +25,18 @@ from sweeps.outlook import Outlook, outlook
 from sweeps.plan import TrialSpec
 from sweeps.preflight import Node, Say, unprobed
 from sweeps.provenance import devices, differences, here
-from sweeps.rerun import Asked, asked_for, without
+from sweeps.rerun import Asked, Rerun, asked_for
 from sweeps.shm_fit import counted
 from sweeps.states import DISTURBED, kind, settled_for_good, states
 from sweeps.sweep import WORK_FOLDER, noted_pins, pin_name, reached
-from sweeps.tracking import Tracking, connect, database_file, now_ms, resolve_uri, search_all
+from sweeps.tracking import Tracking, connect, database_file, resolve_uri, search_all
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 tabulate.MIN_PADDING = 0  # a column is as wide as its widest text; by default headers are given two columns more
-NVIDIA = Path("/proc/driver/nvidia")  # there where the kernel knows a GPU of theirs
+# One of them is there where the kernel knows a GPU that torch may compute on: NVIDIA's, one of Windows' in WSL, AMD's
+GPU_DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/dxg"), Path("/dev/kfd"))
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class Recorded:
     """What the tracker has of a sweep, and what waits for it here; nothing where there is none."""
 
     runs: "Sequence[Run]" = ()  # every attempt, newest first
-    tags: Mapping[str, str] = field(default_factory=dict)  # of the sweep's run
+    before: Rerun | None = None  # one that was cut short
     pinned: Mapping[str, Pinned] = field(default_factory=dict)  # what launches have pinned, by pin_name
-    waiting: int = 0  # of the attempts, those that have ended and whose records a launch sends before all else
+    waiting: int = 0  # trials that have ended and whose records a launch sends before all else
 
 
 @dataclass(frozen=True)
@@ -72,48 +73,48 @@ def look(config: SweepConfig, again: Sequence[str], say: Say) -> Look:
     asked_for(again, trials, {})  # keys that there are not are told at once
     with reached(config):
         found = recorded(config)
-    stand = states(found.runs, trials)
+    stand, before = states(found.runs, trials), found.before
     asked = asked_for(again, trials, stand)
     if config.calibrate and config.resources.exclusive_node:
         wanted = made.calibrations_wanted(_pinned(made, node, found.pinned), node)
         chosen = {key for key, state in stand.items() if kind(state) in ("settled", DISTURBED)} | asked.named
         made.foresee(wanted, calibration.cached({each.name for each in wanted.values()}), chosen)
-    begun = rerun.begun(found.tags, again)
-    since = states(without(found.runs, rerun.forgotten(found.runs, asked, begun or now_ms())), trials)
-    notes = [rerun.goes_on(again, asked, begun, since)] if begun else []
+    now = before if before and before.is_asked_for_by(again) else Rerun.new(again) if again else None
+    since = states(now.counted(found.runs, asked) if now else found.runs, trials)
+    left = made.left(settled_for_good(since), asked.keys)
+    notes = rerun.told(before, now, left, since)
     if found.waiting:
         of = "1 trial waits" if found.waiting == 1 else f"{found.waiting} trials wait"
         notes.append(f"what {of} to tell the tracker lies in {WORK_FOLDER / config.name}, and is counted here: a launch sends it first")
-    known = [trial for trial in trials if not _only_torch_can_tell(trial.config)]
+    known = [trial for trial in trials if config.ray.address == "local" and not _only_torch_can_tell(config, trial.config)]
     differs = differences(found.runs, trials, here(config, [node]), devices(known, [node]))
-    return Look(made, stand, node, asked, made.left(settled_for_good(since), asked.keys), notes, differs)
+    return Look(made, stand, node, asked, left, notes, differs)
 
 
 def recorded(config: SweepConfig) -> Recorded:
     """Reads the tracker, and what waits for it in this folder. Makes no database and no run."""
-    folder = WORK_FOLDER / config.name
-    waiting = unsent.ended_in(folder) if unsent.left_in(folder) else ()
     uri = resolve_uri(config.tracking.uri)
     file = database_file(uri)
-    nothing = Recorded(waiting, waiting=len(waiting))
     if (file and not file.exists()) or connect(uri).get_experiment_by_name(config.tracking.experiment) is None:
-        return nothing
+        return Recorded()
     tracking = Tracking(uri, config.tracking.experiment)
     sweeps = search_all(tracking.client, tracking.experiment_id, "tags.kind = 'sweep'")
     parent = next((run for run in sweeps if run.data.tags["sweep"] == config.name), None)
     if parent is None:
-        return nothing
+        return Recorded()
+    waiting = unsent.attempts_in(WORK_FOLDER / config.name, parent.info.run_id)
     newer = {run.data.tags["attempt_id"] for run in waiting}  # than what the tracker has of the same attempts
     sent = [run for run in tracking.trials(parent.info.run_id) if run.data.tags.get("attempt_id") not in newer]
     runs = sorted([*waiting, *sent], key=lambda run: run.info.start_time, reverse=True)
-    return Recorded(runs, parent.data.tags, noted_pins(tracking, parent.info.run_id), len(waiting))
+    ended = {run.data.tags["key"] for run in waiting if run.info.status != "RUNNING"}
+    return Recorded(runs, Rerun.noted(parent.data.tags), noted_pins(tracking, parent.info.run_id), len(ended))
 
 
 def _pinned(made: Outlook, node: Node, noted: Mapping[str, Pinned]) -> dict[str, Pinned]:
     """By key, how trials will be pinned, where that is known without a process that has torch: by an earlier launch, or as it's paced."""
     found = {}
     for trial in made.plan.trials:
-        if _only_torch_can_tell(trial.config):
+        if _only_torch_can_tell(made.config, trial.config):
             continue
         if pinned := noted.get(pin_name(made.config, node, trial)):
             found[trial.key] = pinned
@@ -122,9 +123,11 @@ def _pinned(made: Outlook, node: Node, noted: Mapping[str, Pinned]) -> dict[str,
     return found
 
 
-def _only_torch_can_tell(trial: TrialConfig) -> bool:
-    """Whether it may get a GPU: which device it gets is not known here."""
-    return trial.device.first_of[0] == "cuda" and (len(trial.device.first_of) == 1 or NVIDIA.exists())
+def _only_torch_can_tell(config: SweepConfig, trial: TrialConfig) -> bool:
+    """Whether a trial may get a GPU: which device it gets is not known here."""
+    if config.resources.gpus == 0 or trial.device.first_of[0] != "cuda":
+        return False
+    return len(trial.device.first_of) == 1 or any(place.exists() for place in GPU_DRIVERS)
 
 
 def tell(seen: Look, say: Say) -> None:
@@ -165,7 +168,7 @@ def resources(seen: Look, trial: TrialSpec) -> dict[str, Any]:
     """What it asks of its node: CPU cores and GPUs as numbers, and whether it holds the node and a /dev/shm of its own."""
     asked = seen.outlook.config.resources
     cores = len(seen.node.cpus)
-    auto_gpus = int(_only_torch_can_tell(trial.config))
+    auto_gpus = int(_only_torch_can_tell(seen.outlook.config, trial.config))
     return {
         "cpus": cores if asked.cpus == "auto" else asked.cpus,
         "gpus": auto_gpus if asked.gpus == "auto" else asked.gpus,

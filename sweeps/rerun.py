@@ -1,14 +1,16 @@
 """What --rerun asks for: these trials count as if they had never run, until they have run again.
 
-Earlier attempts stay in the tracker, and tables show the latest that is settled. When a rerun began is noted with the sweep until each
-trial that it asks for has ended anew, so one that was cut short, by Ctrl-C, a cap or a kill, is gone on with by the same command. A
-launch that asks for anything else drops the note.
+Earlier attempts stay in the tracker, and tables show the latest that is settled. A rerun is noted with the sweep until it has run to its
+end, and its attempts have its id, so one that was cut short, by Ctrl-C, a cap or a kill, is gone on with by the same command. A launch
+that asks for anything else drops it.
 """
 
 import difflib
+import hashlib
 import json
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from sweeps.plan import TrialSpec
@@ -17,7 +19,7 @@ from sweeps.states import NEW, RUNNING, kind
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-TAG = "rerun"  # of the sweep's run, while one is unfinished
+TAG = "rerun"
 CUT_SHORT = ("interrupted", RUNNING)
 UNDONE = ("failed", *CUT_SHORT)  # what --rerun failed runs: one that was interrupted may have been at a failed trial
 NAMED = 5  # keys that an ambiguous one names
@@ -57,37 +59,51 @@ def find(word: str, trials: Sequence[TrialSpec]) -> TrialSpec:
     raise UnknownKey(f"{word}: no trial of this sweep has such a key.{hint} --dry-run prints the key of every trial.")
 
 
-def begun(tags: Mapping[str, str], rerun: Sequence[str]) -> int | None:
-    """When the same was asked for and cut short, in ms since 1970, by the `tags` of the sweep's run; None where it was not."""
-    noted = json.loads(tags.get(TAG, "{}"))
-    return noted["since"] if rerun and noted.get("asked") == sorted(set(rerun)) else None
+class Rerun(NamedTuple):
+    """One that has begun, as the tag of the sweep's run notes it. Each attempt that it makes has its `id` as a tag of the same name."""
+
+    id: str
+    asked: str  # a digest of the words, of which there may be thousands
+    words: str  # as they are told
+    began: str  # for people
+
+    @classmethod
+    def new(cls, words: Sequence[str]) -> "Rerun":
+        return cls(uuid.uuid4().hex[:12], _digest(words), _shown(words), time.strftime("%Y-%m-%d %H:%M"))
+
+    @classmethod
+    def noted(cls, tags: Mapping[str, str]) -> "Rerun | None":
+        """`tags`: of the sweep's run."""
+        return cls(**json.loads(tags[TAG])) if TAG in tags else None
+
+    def is_asked_for_by(self, words: Sequence[str]) -> bool:
+        return bool(words) and self.asked == _digest(words)
+
+    def note(self) -> str:
+        return json.dumps(self._asdict())
+
+    def counted(self, runs: "Iterable[Run]", asked: Asked) -> "list[Run]":
+        """`runs` but for those attempts at what is asked for that it has not made."""
+        return [run for run in runs if run.data.tags["key"] not in (asked.keys or ()) or run.data.tags.get(TAG) == self.id]
 
 
-def note(rerun: Sequence[str], since: int) -> str:
-    """What `begun` reads."""
-    return json.dumps({"asked": sorted(set(rerun)), "since": since})
+def told(before: Rerun | None, now: Rerun | None, left: Iterable[TrialSpec], found: Mapping[str, str]) -> list[str]:
+    """A line on the one that was cut short `before`, if one was: whether it is what runs `now`. `left`: trials that are to run; `found`:
+    states, as it counts them."""
+    if before is None:
+        return []
+    if now != before:
+        return [f"drops {before.words} of {before.began}, which has not run to its end: the same words would go on with it"]
+    count = sum(kind(found.get(trial.key, NEW)) in (NEW, *CUT_SHORT) for trial in left)
+    have = "1 trial has" if count == 1 else f"{count} trials have"
+    return [f"goes on with {before.words} of {before.began}: {have} not run since"]
 
 
-def forgotten(runs: "Iterable[Run]", asked: Asked, since: int) -> frozenset[str]:
-    """Ids of those attempts at what is asked for that began no later than `since`."""
-    return frozenset(run.info.run_id for run in runs if run.data.tags["key"] in (asked.keys or ()) and run.info.start_time <= since)
+def _digest(words: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(set(words))).encode()).hexdigest()[:16]
 
 
-def without(runs: "Iterable[Run]", forgotten: Collection[str]) -> "list[Run]":
-    """`runs` but for those whose id is `forgotten`."""
-    return [run for run in runs if run.info.run_id not in forgotten]
-
-
-def is_over(left: Iterable[TrialSpec], found: Mapping[str, str]) -> bool:
-    """Whether each trial that was asked for has ended anew, the failed among them. `left`: those not settled; `found`: states."""
-    return all(kind(found.get(trial.key, NEW)) not in (NEW, *CUT_SHORT) for trial in left)
-
-
-def goes_on(rerun: Sequence[str], asked: Asked, since: int, found: Mapping[str, str]) -> str:
-    """'goes on with --rerun all of 2026-11-24 10:31, which was cut short: 12 of its 40 trials have run since'."""
-    keys = asked.keys or frozenset()
-    done = sum(kind(found.get(key, NEW)) not in (NEW, *CUT_SHORT) for key in keys)
-    words = " ".join(f"--rerun {word}" for word in rerun)
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(since / 1000))
-    have = "has" if done == 1 else "have"
-    return f"goes on with {words} of {when}, which was cut short: {done} of {len(keys)} trials {have} run since"
+def _shown(words: Sequence[str]) -> str:
+    """'--rerun failed --rerun 5a149c9580ac and 12 more'."""
+    more = f" and {len(words) - NAMED} more" if len(words) > NAMED else ""
+    return " ".join(f"--rerun {word}" for word in words[:NAMED]) + more

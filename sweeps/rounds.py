@@ -23,7 +23,7 @@ from sweeps.plan import TrialSpec
 from sweeps.preflight import Say
 from sweeps.progress import View
 from sweeps.runner import RayEnded
-from sweeps.states import DISTURBED
+from sweeps.states import DISTURBED, NEW, kind
 from sweeps.sweep import AWAY_S, Sweep, launch_of, settle_up
 from sweeps.tracking import SETTLED
 
@@ -50,7 +50,8 @@ def run(sweep: Sweep, say: Say) -> list[TrialSpec]:
             interrupt.over()
     left = sweep.unsettled
     failed = [trial for trial in left if trial.key in rounds.results and not rounds.comes_again(trial.key)]
-    if len(failed) < len(left):
+    sweep.over = len(failed) == len(left)
+    if not sweep.over:
         say(_left(sweep, rounds, passed, len(left) - len(failed)))
     return failed
 
@@ -60,7 +61,7 @@ class _Rounds:
 
     def __init__(self, sweep: Sweep, view: View) -> None:
         self.sweep, self.view = sweep, view
-        self.trials = sweep.left[: sweep.config.run_cap]
+        self.trials = sorted(sweep.left, key=self._failed_before)[: sweep.config.run_cap]
         self.results: dict[str, Result] = {}  # by key: of the latest attempt
         self.losses: Counter[str] = Counter()  # by key: attempts that were lost or out of memory
         self.stopped = False  # by on_failure
@@ -79,6 +80,10 @@ class _Rounds:
                     raise RayEnded(f"{problem} What has ended is settled; the same command runs the rest.") from problem
                 starts += 1
                 self.view.say(f"{problem} What has ended is settled. Ray is started for the rest, time {starts} of {most} (max_restarts).")
+
+    def _failed_before(self, trial: TrialSpec) -> bool:
+        """Such trials run last: under a cap, or where a failure stops the launch, none may keep the others from running for ever."""
+        return kind(self.sweep.states.get(trial.key, NEW)) == "failed"
 
     def _due(self) -> list[TrialSpec]:
         """What has no result yet, or is to be tried again; then what was disturbed."""

@@ -155,13 +155,13 @@ def pin(
 ) -> dict[str, Pinned]:
     """By the name of each example, what is pinned for all trials like it."""
     probed = any(node.device(example) != "paced" for example in examples.values())
-    with _alone(who, say, "measuring the precision") if probed else contextlib.nullcontext():
+    with _held(config, who, say, "measuring the precision") if probed else contextlib.nullcontext():
         return {name: preflight.pin(template, node, config, example, log, say) for name, example in examples.items()}
 
 
-def _alone(who: str, say: Say, what: str) -> AbstractContextManager[None]:
-    """Holds the machine for something that is timed."""
-    return machine.held(True, who, lambda holder: say(f"{holder} holds this machine: {what} waits"))
+def _held(config: SweepConfig, who: str, say: Say, what: str) -> AbstractContextManager[None]:
+    """Holds the machine, as the sweep's trials do, for something that is timed."""
+    return machine.held(config.resources.exclusive_node, who, lambda holder: say(f"{holder} holds this machine: {what} waits"))
 
 
 def calibrate(
@@ -182,6 +182,6 @@ def calibrate(
     due = {wanted[key].name: wanted[key] for key in left if key in wanted}
     found = calibration.cached({each.name for each in wanted.values()})
     if missing := [each for name, each in due.items() if name not in found]:
-        with _alone(who, say, "calibrating"):
+        with _held(config, who, say, "calibrating"):
             found |= calibration.obtain(template, missing, config.resources.shm == "private", log, say)
     return wanted, found

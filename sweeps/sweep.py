@@ -27,11 +27,11 @@ from sweeps.plan import Plan, TrialSpec
 from sweeps.preflight import Node, PreflightError, Say
 from sweeps.provenance import devices, differences, here, software
 from sweeps.relay import Launch
-from sweeps.rerun import Asked, asked_for, without
+from sweeps.rerun import Asked, Rerun, asked_for
 from sweeps.shm_fit import counted
 from sweeps.sites import Here, Site, calibrate, clear, pin
 from sweeps.states import DISTURBED, kind, settled_for_good, states
-from sweeps.tracking import Tracking, now_ms
+from sweeps.tracking import Tracking
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -56,8 +56,9 @@ class Sweep:
     states: dict[str, str] = field(default_factory=dict)  # by the key of a trial that has run; sweeps/states.py
     found: dict[str, str] = field(default_factory=dict)  # the states when it was opened, and what is asked for of them
     asked: Asked = field(default_factory=Asked)
-    forgotten: frozenset[str] = frozenset()  # ids of earlier runs of what is asked for: to be run again, it has not run
-    goes_on: str | None = None  # with which --rerun that was cut short
+    rerun: Rerun | None = None  # what --rerun began, now or before
+    before: Rerun | None = None  # one that was cut short
+    over: bool = False  # whether nothing is left that has not failed in this launch
     differs: list[str] = field(default_factory=list)  # what settled trials ran on or with that is not so now
 
     @property
@@ -83,7 +84,8 @@ class Sweep:
 
     def runs(self) -> "list[Run]":
         """Every attempt that counts, newest first."""
-        return without(self.tracking.trials(self.parent), self.forgotten)
+        runs = self.tracking.trials(self.parent)
+        return self.rerun.counted(runs, self.asked) if self.rerun else runs
 
     def look(self) -> None:
         """Reads the states anew."""
@@ -129,20 +131,20 @@ def opened(config: SweepConfig, text: str, rebuild: str, again: Sequence[str], s
 
 
 def _standing(sweep: Sweep, again: Sequence[str]) -> Sweep:
-    """Where its trials stand. What --rerun asks for has not run, as far as this launch is concerned, or one that it goes on with."""
-    runs, trials = sweep.runs(), sweep.plan.trials
-    tags = sweep.tracking.client.get_run(sweep.parent).data.tags
-    begun, now = rerun.begun(tags, again), now_ms()
+    """Where its trials stand. What --rerun asks for has not run but in this launch, or in those that it goes on from."""
+    tracking, trials = sweep.tracking, sweep.plan.trials
+    runs = tracking.trials(sweep.parent)
     sweep.found = states(runs, trials)
     sweep.asked = asked_for(again, trials, sweep.found)
-    sweep.forgotten = rerun.forgotten(runs, sweep.asked, begun or now)
-    sweep.states = states(without(runs, sweep.forgotten), trials)
-    if begun:
-        sweep.goes_on = rerun.goes_on(again, sweep.asked, begun, sweep.states)
+    sweep.before = Rerun.noted(tracking.client.get_run(sweep.parent).data.tags)
+    if sweep.before and sweep.before.is_asked_for_by(again):
+        sweep.rerun = sweep.before
     elif again:
-        sweep.tracking.set_tags(sweep.parent, {rerun.TAG: rerun.note(again, now)})
-    elif rerun.TAG in tags:
-        sweep.tracking.client.delete_tag(sweep.parent, rerun.TAG)
+        sweep.rerun = Rerun.new(again)
+        tracking.set_tags(sweep.parent, {rerun.TAG: sweep.rerun.note()})
+    elif sweep.before:
+        tracking.client.delete_tag(sweep.parent, rerun.TAG)
+    sweep.states = states(sweep.rerun.counted(runs, sweep.asked) if sweep.rerun else runs, trials)
     nodes = [site.node for site in sweep.sites.values()]
     sweep.differs = differences(runs, trials, here(sweep.config, nodes), devices(trials, nodes))
     return sweep
@@ -174,8 +176,8 @@ def heading(sweep: Sweep) -> str:
     """What is about to run and how long it will take, what is foreseen not to fit into /dev/shm for certain, and what is not as it was."""
     fits = [sweep.outlook.fits[trial.key] for trial in sweep.left]
     foreseen = [f"/dev/shm: {counted(fits)} (--dry-run shows which)"] if {fit.verdict for fit in fits} - {"fits"} else []
-    goes_on = [sweep.goes_on] if sweep.goes_on else []
-    return "\n".join([sweep.outlook.outline(sweep.found, sweep.left), *goes_on, *foreseen, *sweep.differs])
+    cut_short = rerun.told(sweep.before, sweep.rerun, sweep.left, sweep.states)
+    return "\n".join([sweep.outlook.outline(sweep.found, sweep.left), *cut_short, *foreseen, *sweep.differs])
 
 
 def settle_up(sweep: Sweep, say: Say, patience_s: float = 0.0) -> None:
@@ -200,7 +202,7 @@ def _unsent(machines: "Here | Cluster", folder: Path, patience_s: float = 0.0) -
 def finish(sweep: Sweep, status: str, tables: str | None = None, report: str | None = None) -> None:
     """Closes the sweep's run, as Tracking.finish_sweep. While the tracker is away it stays open: the next launch goes on with it."""
     with contextlib.suppress(TrackerAway), asked(sweep.tracking.uri):
-        if sweep.asked.keys is not None and rerun.is_over(sweep.left, sweep.states):
+        if sweep.rerun and sweep.over:
             sweep.tracking.client.delete_tag(sweep.parent, rerun.TAG)
         sweep.tracking.finish_sweep(sweep.parent, status, tables, report)
 
@@ -220,7 +222,7 @@ def launch_of(sweep: Sweep) -> Launch:
         planned=frozenset(trial.key for trial in sweep.plan.trials),
         attempts=attempts,
         keep=config.snapshots.keep,
-        provenance=software() | {"sweep": config.name},
+        provenance=software() | {"sweep": config.name} | ({rerun.TAG: sweep.rerun.id} if sweep.rerun else {}),
         **vars(next(iter(sweep.sites.values())).foreseen()),
         exclusive=config.resources.exclusive_node,
         who=who(config),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sweeps.away import is_away, reason
-from sweeps.outbox import CLOSES, ENDS, FILE, OPENS, Outbox, locked
+from sweeps.outbox import CLOSES, ENDS, FILE, MARKS, OPENS, Outbox, locked
 from sweeps.tracking import STATUS, Tracking, texts
 
 if TYPE_CHECKING:
@@ -69,22 +69,35 @@ def left_in(sweep_folder: Path) -> list[Path]:
     return sorted(written, key=lambda folder: written[folder])
 
 
-def ended_in(sweep_folder: Path) -> "list[Run]":
-    """Attempts that have ended and whose records wait, as the runs that they will be, newest first. Holds and changes nothing."""
+def attempts_in(sweep_folder: Path, parent: str) -> "list[Run]":
+    """Attempts at trials of the sweep whose run is `parent` that the tracker doesn't know all of, as the runs that they will be, or, not
+    ended, as running ones; newest first. Holds and changes nothing."""
     from mlflow.entities import Run, RunData, RunInfo, RunTag
 
     runs = []
     for folder in left_in(sweep_folder):
-        with contextlib.suppress(FileNotFoundError), (folder / FILE).open("rb") as file:  # sent and removed meanwhile
-            _, *operations = [json.loads(line) for line in file if line.endswith(b"\n")] or [{}]
-            calls = {each["call"]: each["arguments"] for each in operations}
-            if CLOSES in calls and OPENS in calls:
-                opens, ending = calls[OPENS], calls[ENDS]
-                about = {**opens["tags"], **ending["tags"], "key": opens["key"], "attempt_id": opens["attempt_id"]}
-                tags = texts(about | {"outcome": ending["outcome"]}, "tag")
-                info = RunInfo(opens["attempt_id"], "", "", STATUS[ending["outcome"]], operations[0]["at"], None, "active")
-                runs.append(Run(info, RunData(tags=[RunTag(*pair) for pair in tags.items()])))
+        with contextlib.suppress(FileNotFoundError):  # sent and removed meanwhile
+            _, *operations = _as_it_lies(folder / FILE) or [b""]
+            calls = {each["call"]: each for each in map(json.loads, operations)}
+            if OPENS not in calls or calls[OPENS]["arguments"]["parent"] != parent or _is_sent(folder, operations):
+                continue
+            opens, ending = calls[OPENS]["arguments"], calls[ENDS]["arguments"] if CLOSES in calls else {"tags": {}}
+            about = {**opens["tags"], **ending["tags"], "key": opens["key"], "attempt_id": opens["attempt_id"]}
+            tags = texts(about | {"outcome": ending.get("outcome")}, "tag")
+            status = STATUS[ending["outcome"]] if CLOSES in calls else "RUNNING"
+            info = RunInfo(opens["attempt_id"], "", "", status, calls[OPENS]["at"], None, "active")
+            runs.append(Run(info, RunData(tags=[RunTag(*pair) for pair in tags.items()])))
     return sorted(runs, key=lambda run: run.info.start_time, reverse=True)
+
+
+def _is_sent(folder: Path, operations: list[bytes]) -> bool:
+    marks = folder / MARKS
+    return marks.exists() and len(_as_it_lies(marks)) == len(operations)
+
+
+def _as_it_lies(file: Path) -> list[bytes]:
+    """Its lines but for one that is just being written."""
+    return [line for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def deliver(sweep_folder: Path, patience_s: float = 0.0) -> list[Unsent]:

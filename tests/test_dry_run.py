@@ -20,9 +20,8 @@ from sweeps.dry_run import Recorded, document, look, recorded, tell
 from sweeps.outbox import Outbox
 from sweeps.outlook import outlook
 from sweeps.preflight import Node, PreflightError
-from sweeps.rerun import note
+from sweeps.rerun import Rerun
 from sweeps.shm import shm_usage
-from sweeps.tracking import now_ms
 from tests.conftest import plant_trial
 from tests.planted_calibrations import planted
 from tests.tones import write_tones
@@ -201,57 +200,56 @@ def test_a_gpu_that_settled_trials_had_is_a_warning_where_there_is_none(config, 
     parent = tracking.start_sweep("planted", "", [], "")
     plant_trial(tracking, parent, {}, key=key, tags={"device": "cuda", "device_name": "T4", "cpu_name": cpu_model(), "cores": len(CORES)})
     warning = "warning: 1 of 1 settled trials had device cuda, now it is cpu"
-    monkeypatch.setattr("sweeps.dry_run.NVIDIA", tmp_path / "none")
+    monkeypatch.setattr("sweeps.dry_run.GPU_DRIVERS", [tmp_path / "none"])
     assert warning in told(config)
-    monkeypatch.setattr("sweeps.dry_run.NVIDIA", tmp_path)
+    assert warning not in told(load(tmp_path / "sweep.yaml", [*overrides, "ray.address=auto"])), "another node may have one"
+    monkeypatch.setattr("sweeps.dry_run.GPU_DRIVERS", [tmp_path / "none", tmp_path])
     assert warning not in told(config), "only torch can tell which it gets"
+    without = load(tmp_path / "sweep.yaml", [*overrides, "resources.gpus=0"])
+    *_, key = [trial.key for trial in outlook(without, print).plan.trials]
+    plant_trial(tracking, parent, {}, key=key, tags={"device": "paced", "cpu_name": cpu_model(), "cores": len(CORES)})
+    assert "warning: 1 of 1 settled trials had device paced, now it is cpu" in told(without)
 
 
 def test_what_ran_since_a_rerun_that_was_cut_short_does_not_run_again(config, some_settled, tracking) -> None:
     (sweep,) = tracking.client.search_runs([tracking.experiment_id], "tags.kind = 'sweep'")
-    parent = sweep.info.run_id
-    time.sleep(0.002)
-    tracking.set_tags(parent, {"rerun": note(["all"], now_ms())})
-    time.sleep(0.002)
-    plant_trial(tracking, parent, {}, key=some_settled[2])
-    plant_trial(tracking, parent, {}, key=some_settled[3], outcome="interrupted")
+    parent, begun = sweep.info.run_id, Rerun.new(["all"])
+    tracking.set_tags(parent, {"rerun": begun.note()})
+    plant_trial(tracking, parent, {}, key=some_settled[2], tags={"rerun": begun.id})
+    plant_trial(tracking, parent, {}, key=some_settled[3], tags={"rerun": begun.id}, outcome="interrupted")
     lines = told(config, "all")
     assert ["yes" in row for row in rows(lines)] == [True, True, False, True, True, True, True]
-    assert [line for line in lines if re.fullmatch(r"goes on with --rerun all of .*: 1 of 7 trials has run since", line)]
-    assert document(look(config, ["all"], print))["notes"]
-    assert [trial.key for trial in look(config, [some_settled[2]], print).left] == [some_settled[2]], "asked for anew"
-    assert not look(config, [some_settled[2]], print).notes
+    (line,) = [line for line in lines if re.fullmatch(r"goes on with --rerun all of .*: 6 trials have not run since", line)]
+    assert document(look(config, ["all"], print))["notes"] == [line]
+    other = look(config, [some_settled[2]], print)
+    assert [trial.key for trial in other.left] == [some_settled[2]], "asked for anew"
+    assert (
+        [note.split(" of ")[0] for note in other.notes]
+        == ["drops --rerun all"]
+        == [note.split(" of ")[0] for note in look(config, [], print).notes]
+    )
 
 
 def test_what_waits_for_the_tracker_counts_as_it_will_once_a_launch_has_sent_it(config, some_settled, tracking, tmp_path) -> None:
     (sweep,) = tracking.client.search_runs([tracking.experiment_id], "tags.kind = 'sweep'")
-    waiting = {some_settled[1]: "completed", some_settled[2]: "oom", some_settled[3]: None}
-    for key, outcome in waiting.items():
-        folder = tmp_path / ".sweeps" / "planted" / key
+    own = sweep.info.run_id
+    attempts = [(1, own, "oom"), (1, own, "completed"), (2, own, "oom"), (3, own, None), (4, "of another tracker's sweep", "completed")]
+    for number, (trial, parent, outcome) in enumerate(attempts):
+        folder = tmp_path / ".sweeps" / "planted" / "unsent" / f"{number}"
         folder.mkdir(parents=True)
+        time.sleep(0.002)
         outbox = Outbox.new(folder, tracking.uri, "speech")
-        outbox.start(sweep.info.run_id, key=key, block="workers", repeat=1, seed=1, swept={}, config={}, tags={"git_commit": "0ld"})
-        if key == some_settled[1]:
+        outbox.start(parent, key=some_settled[trial], block="workers", repeat=1, seed=1, swept={}, config={}, tags={"git_commit": "0ld"})
+        if trial == 1:
             outbox.send_next(tracking)  # its run is open, and is the same attempt
         if outcome:
             outbox.finish(outcome, "planted", {}, {}, {})
         outbox.close()
     lines = told(config)
-    assert "planted: 7 trials (5 in workers, 2 in cycles), 2 settled, 1 failed, 4 new; 5 to run" in lines
-    assert [row[6] for row in rows(lines)[:4]] == ["completed", "completed", "oom", "new"]
+    assert "planted: 7 trials (5 in workers, 2 in cycles), 2 settled, 1 failed, 1 running, 3 new; 5 to run" in lines
+    assert [row[6] for row in rows(lines)[:5]] == ["completed", "completed", "oom", "running", "new"]
     assert "what 2 trials wait to tell the tracker lies in .sweeps/planted, and is counted here: a launch sends it first" in lines
     assert len([line for line in lines if line.startswith("warning: 2 of 2 settled trials had commit 0ld")]) == 1
-
-
-def test_what_waits_is_counted_also_where_the_tracker_has_nothing_yet(config, tracking, tmp_path) -> None:
-    key = outlook(config, print).plan.trials[0].key
-    folder = tmp_path / ".sweeps" / "planted" / key
-    folder.mkdir(parents=True)
-    outbox = Outbox.new(folder, "http://127.0.0.1:1", "speech")
-    outbox.start("none", key=key, block="workers", repeat=1, seed=1, swept={}, config={}, tags={})
-    outbox.finish("completed", "planted", {}, {}, {})
-    outbox.close()
-    assert look(config, [], print).states == {key: "completed"}
 
 
 def test_the_document_holds_all_that_the_lines_tell(calibrated, some_settled) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sweeps import machine
-from sweeps.config import load
+from sweeps.config import SweepConfig, load
 from sweeps.isolation import Template
 from sweeps.preflight import Node
 from sweeps.sites import pin
@@ -34,10 +34,6 @@ def holder(tmp_path, monkeypatch):
 import sys
 from pathlib import Path
 from sweeps import machine
-from sweeps.config import load
-from sweeps.isolation import Template
-from sweeps.preflight import Node
-from sweeps.sites import pin
 machine.LOCK, machine.GATE = Path({str(machine.LOCK)!r}), Path({str(machine.GATE)!r})
 told = open({str(told)!r}, "w", buffering=1)
 with machine.held({alone}, {"sweep " + name[0]!r}, lambda holder: print("waits for", holder, file=told)):
@@ -137,8 +133,7 @@ def test_a_machine_is_the_same_for_its_processes() -> None:
 
 @pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
 def test_the_precision_is_measured_alone_and_what_needs_no_measuring_waits_for_nobody(holder, tone_trial, tmp_path) -> None:
-    (tmp_path / "sweep.yaml").write_text("name: x\nparameters: {corpus: {name: synthetic, words: [yes, no]}}\n")
-    config, node = load(tmp_path / "sweep.yaml"), Node((), tuple(sorted(os.sched_getaffinity(0))))
+    config, node = config_of(tmp_path, exclusive=True), Node((), tuple(sorted(os.sched_getaffinity(0))))
     first, told = holder("a", True)
     assert has_it(told)
     said: list[str] = []
@@ -151,3 +146,22 @@ def test_the_precision_is_measured_alone_and_what_needs_no_measuring_waits_for_n
         first.kill()
         assert found.result(60)["cpu"].precision
     assert said[1].startswith("precision: ")
+
+
+@pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
+def test_where_trials_share_the_machine_the_precision_is_measured_beside_them(holder, tone_trial, tmp_path) -> None:
+    config, node = config_of(tmp_path, exclusive=False), Node((), tuple(sorted(os.sched_getaffinity(0))))
+    _, told = holder("a", False)
+    assert has_it(told)
+    said: list[str] = []
+    with closing(Template(ROOT)) as template:
+        assert pin(template, said.append, config, node, {"cpu": tone_trial()}, tmp_path / "log", "sweep b")["cpu"].precision
+    assert [line.split(":")[0] for line in said] == ["precision"]
+
+
+def config_of(folder: Path, exclusive: bool) -> SweepConfig:
+    file = folder / "sweep.yaml"
+    file.write_text(
+        f"name: x\nparameters: {{corpus: {{name: synthetic, words: [yes, no]}}}}\nresources: {{exclusive_node: {str(exclusive).lower()}}}\n"
+    )
+    return load(file)

@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweeps.rerun import TAG, Asked, UnknownKey, asked_for, begun, find, forgotten, goes_on, is_over, note, without
+from sweeps.rerun import TAG, Asked, Rerun, UnknownKey, asked_for, find, told
 from sweeps.states import states
 
 
-def run(key: str, outcome: str, began: int, *, status: str = "FINISHED") -> SimpleNamespace:
-    info = SimpleNamespace(status=status, run_id=f"{key} {began}", start_time=began)
-    return SimpleNamespace(info=info, data=SimpleNamespace(tags={"key": key, "outcome": outcome}))
+def run(key: str, outcome: str, **tags: str) -> SimpleNamespace:
+    tags |= {"key": key, "outcome": outcome}
+    return SimpleNamespace(info=SimpleNamespace(status="FINISHED"), data=SimpleNamespace(tags=tags))
 
 
 def trial(key: str) -> SimpleNamespace:
@@ -50,34 +50,54 @@ def test_a_key_that_is_not_one_trial_s_is_told_with_what_is_near(word: str, mess
     assert message in str(caught.value)
 
 
-def test_what_is_asked_for_has_not_run_but_for_what_ran_since_it_was_asked_for() -> None:
-    newest_first = [
-        run("abd2", "interrupted", 30), run("abc1", "crashed", 25),
-        run("fff3", "completed", 20), run("abd2", "completed", 12), run("abc1", "completed", 11), run("0004", "completed", 10),
+def test_what_is_asked_for_has_not_run_but_in_the_rerun_s_own_attempts() -> None:
+    """Whatever the clocks of machines say: `abd2` began anew on one that is a day behind."""
+    now = Rerun.new(["all"])
+    runs = [
+        run("abc1", "crashed", rerun=now.id), run("fff3", "completed"), run("abd2", "completed"), run("abc1", "completed"),
+        run("0004", "completed"), run("abd2", "interrupted", rerun=now.id), run("abd2", "oom", rerun="another"),
     ]  # fmt: skip
     asked = Asked(frozenset({"abc1", "abd2", "fff3"}))
-    assert forgotten(newest_first, asked, 20) == {"fff3 20", "abd2 12", "abc1 11"}
-    assert states(without(newest_first, forgotten(newest_first, asked, 20)), PLANNED) == {
-        "abc1": "crashed", "abd2": "interrupted", "0004": "completed",
-    }  # fmt: skip
-    assert forgotten(newest_first, Asked(), 20) == frozenset()
+    assert states(now.counted(runs, asked), PLANNED) == {"abc1": "crashed", "abd2": "interrupted", "0004": "completed"}
+    assert now.counted(runs, Asked()) == runs
 
 
-@pytest.mark.parametrize(("rerun", "since"), [(["all"], 7), (["all", "all"], 7), ([], None), (["failed"], None), (["all", "abc1"], None)])
-def test_a_rerun_goes_on_with_the_one_of_the_same_words(rerun: list[str], since: int | None) -> None:
-    assert begun({TAG: note(["all"], 7)}, rerun) == since
-    assert begun({}, rerun) is None
+MANY = [f"{number:012x}" for number in range(5000)]
 
 
-def test_a_rerun_is_over_when_each_trial_has_ended_anew_the_failed_among_them() -> None:
-    assert is_over([trial("a"), trial("b")], {"a": "crashed", "b": "disturbed"})
-    for state in ("new", "running", "interrupted"):
-        assert not is_over([trial("a"), trial("b")], {"a": "crashed", "b": state})
-    assert not is_over([trial("never")], {})
-    assert is_over([], {})
+@pytest.mark.parametrize(
+    ("first", "then", "same"),
+    [
+        (["all"], ["all"], True),
+        (["failed", "abc1"], ["abc1", "failed", "abc1"], True),
+        (MANY, MANY[::-1], True),
+        (["all"], [], False),
+        (["all"], ["failed"], False),
+        (MANY, MANY[1:], False),
+    ],
+)
+def test_a_rerun_is_known_again_by_its_words(first: list[str], then: list[str], same: bool) -> None:
+    begun = Rerun.new(first)
+    noted = Rerun.noted({TAG: begun.note()})
+    assert noted == begun
+    assert noted.is_asked_for_by(then) == same
+    assert len(begun.note()) < 500, "a tag of MLflow's has 8,000 characters at most"
 
 
-def test_it_tells_with_what_it_goes_on() -> None:
-    found = {"a": "completed", "b": "crashed", "c": "interrupted", "other": "completed"}
-    assert goes_on(["all"], Asked(frozenset("abcd")), 0, found).endswith("00, which was cut short: 2 of 4 trials have run since")
-    assert goes_on(["a", "b"], Asked(frozenset("ac")), 0, found).startswith("goes on with --rerun a --rerun b of 19")
+def test_none_is_noted_in_a_sweep_that_has_none() -> None:
+    assert Rerun.noted({"sweep": "s"}) is None
+
+
+def test_it_tells_what_it_goes_on_with_and_what_it_drops() -> None:
+    begun = Rerun.new(["failed", "abc"])._replace(began="2026-11-24 10:31")
+    found = {"abc1": "crashed", "abd2": "interrupted", "0004": "completed"}
+    assert told(None, begun, PLANNED, found) == []
+    assert told(begun, begun, PLANNED, found) == [
+        "goes on with --rerun failed --rerun abc of 2026-11-24 10:31: 2 trials have not run since"
+    ]
+    assert told(begun, begun, PLANNED[:2], found)[0].endswith("1 trial has not run since")
+    for now in (None, Rerun.new(["all"])):
+        assert told(begun, now, PLANNED, found) == [
+            "drops --rerun failed --rerun abc of 2026-11-24 10:31, which has not run to its end: the same words would go on with it"
+        ]
+    assert Rerun.new(MANY).words.endswith(f"--rerun {MANY[4]} and 4995 more")

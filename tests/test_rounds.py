@@ -85,6 +85,29 @@ def test_what_runs_and_what_fails(monkeypatch, ends: dict, keys: dict, started: 
     assert played.started == started.split()
 
 
+def test_what_failed_before_runs_last_so_a_cap_gets_to_the_others(monkeypatch) -> None:
+    played = Played(monkeypatch, {"a": "timeout", "b": "completed", "c": "interrupted, completed"}, run_cap=2)
+    played.states = {"a": "timeout", "c": "interrupted"}
+    rounds.run(played, played.said.append)
+    assert played.started == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "keys", "over"),
+    [
+        ({"a": "completed", "b": "shm_exhausted"}, {}, True),
+        ({"a": "crashed", "b": "lost, lost"}, {}, True),  # both have had their turn
+        ({"a": "crashed", "b": "completed"}, {"on_failure": "stop"}, False),
+        ({"a": "completed", "b": "completed"}, {"run_cap": 1}, False),
+    ],
+    ids=str,
+)
+def test_a_launch_is_over_when_nothing_is_left_but_what_has_failed_in_it(monkeypatch, ends: dict, keys: dict, over: bool) -> None:
+    played = Played(monkeypatch, ends, **keys)
+    rounds.run(played, played.said.append)
+    assert played.over == over
+
+
 def test_a_stop_is_not_undone_by_one_that_was_left_to_end(monkeypatch) -> None:
     played = Played(monkeypatch, {"a": "crashed", "b": "oom, completed", "c": "completed"}, on_failure="stop")
 
