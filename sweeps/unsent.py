@@ -81,11 +81,11 @@ def attempts_in(sweep_folder: Path, parent: str) -> "list[Run]":
             calls = {each["call"]: each for each in map(json.loads, operations)}
             if OPENS not in calls or calls[OPENS]["arguments"]["parent"] != parent or _is_sent(folder, operations):
                 continue
-            opens, ending = calls[OPENS]["arguments"], calls[ENDS]["arguments"] if CLOSES in calls else {"tags": {}}
-            about = {**opens["tags"], **ending["tags"], "key": opens["key"], "attempt_id": opens["attempt_id"]}
-            tags = texts(about | {"outcome": ending.get("outcome")}, "tag")
-            status = STATUS[ending["outcome"]] if CLOSES in calls else "RUNNING"
-            info = RunInfo(opens["attempt_id"], "", "", status, calls[OPENS]["at"], None, "active")
+            opens, at = calls[OPENS]["arguments"], calls[OPENS]["at"]
+            ending = calls[ENDS]["arguments"] if CLOSES in calls else {"outcome": None, "tags": {}}
+            own = {"key": opens["key"], "attempt_id": opens["attempt_id"], "outcome": ending["outcome"]}
+            tags = texts({**opens["tags"], **ending["tags"], **own}, "tag")
+            info = RunInfo(opens["attempt_id"], "", "", STATUS.get(ending["outcome"], "RUNNING"), at, None, "active")
             runs.append(Run(info, RunData(tags=[RunTag(*pair) for pair in tags.items()])))
     return sorted(runs, key=lambda run: run.info.start_time, reverse=True)
 
