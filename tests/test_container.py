@@ -51,6 +51,7 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, 
 
 
 @needs_namespaces
+@pytest.mark.slow
 def test_a_container_that_forbids_namespaces_says_how_to_allow_them(home) -> None:
     done = launch_in_docker(home)
     assert done.returncode == 3
@@ -60,6 +61,7 @@ def test_a_container_that_forbids_namespaces_says_how_to_allow_them(home) -> Non
 
 
 @needs_namespaces
+@pytest.mark.slow
 def test_a_size_that_the_container_has_not_is_never_pretended(home) -> None:
     done = launch_in_docker(home, "--set", "resources.shm=host", "--set", "parameters.loader.shm_size=1G")
     assert done.returncode == 3

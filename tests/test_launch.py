@@ -282,8 +282,12 @@ def test_nor_does_another_tracker_make_it_another_sweep_of_this_folder(launched)
         ("blocks.cycles.parameters.device=cuda", 3, "no CUDA GPU"),
         ("tracking.uri=http://127.0.0.1:9", 3, "tracking.uri http://127.0.0.1:9 can't be used"),
         ("resources.gpus=4", 3, "4 GPUs"),
-        ("blocks.cycles.parameters.model={weights: gone.pt}", 3, "model.weights: gone.pt does not exist"),
-        ("blocks.cycles.parameters.loader.batch_size=64", 3, "batch_size 64 is more than the 12 training clips"),
+        pytest.param(
+            "blocks.cycles.parameters.model={weights: gone.pt}", 3, "model.weights: gone.pt does not exist", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "blocks.cycles.parameters.loader.batch_size=64", 3, "batch_size 64 is more than the 12 training clips", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_can_not_run_is_said_before_anything_starts(tones, tmp_path, monkeypatch, flag: str, code: int, message: str) -> None:
