@@ -3,8 +3,7 @@
 python launch.py --advise module:make_loader measures a loader of another project instead, and says how many workers it should have.
 
 Exit codes: 0 every trial settled; 1 some trial failed, or its records wait for the tracker; 2 faults in the YAML, or in what a flag was
-given; 3 preflight, or another launch holds the sweep; 130 interrupted; 141 what reads
-the output has read enough.
+given; 3 preflight, or another launch holds the sweep; 130 interrupted; 141 what reads the output has read enough.
 """
 
 import argparse

@@ -73,16 +73,16 @@ def look(config: SweepConfig, again: Sequence[str], say: Say) -> Look:
     asked_for(again, trials, {})  # keys that there are not are told at once
     with reached(config):
         found = recorded(config)
-    stand, before = states(found.runs, trials), found.before
+    stand = states(found.runs, trials)
     asked = asked_for(again, trials, stand)
     if config.calibrate and config.resources.exclusive_node:
         wanted = made.calibrations_wanted(_pinned(made, node, found.pinned), node)
         chosen = {key for key, state in stand.items() if kind(state) in ("settled", DISTURBED)} | asked.named
         made.foresee(wanted, calibration.cached({each.name for each in wanted.values()}), chosen)
-    now = before if before and before.is_asked_for_by(again) else Rerun.new(again) if again else None
-    since = states(now.counted(found.runs, asked) if now else found.runs, trials)
+    now = rerun.wanted(again, found.before)
+    since = states(rerun.counted(found.runs, asked, now), trials)
     left = made.left(settled_for_good(since), asked.keys)
-    notes = rerun.told(before, now, left, since)
+    notes = rerun.told(found.before, now, left, since)
     if found.waiting:
         of = "1 trial waits" if found.waiting == 1 else f"{found.waiting} trials wait"
         notes.append(f"what {of} to tell the tracker lies in {WORK_FOLDER / config.name}, and is counted here: a launch sends it first")

@@ -32,10 +32,10 @@ class Outbox:
         self.folder = folder
         self._file = file or locked(folder / FILE)
         self._marks = (folder / MARKS).open("a+b")
-        head, *lines = _whole_lines(self._file) or [b"{}"]
+        head, *lines = _mended(self._file) or [b"{}"]
         self.head: dict[str, Any] = json.loads(head)  # uri, experiment, attempt_id, began
         self._operations: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        runs = _whole_lines(self._marks)
+        runs = _mended(self._marks)
         self._sent, self.run_id = len(runs), runs[0].decode() if runs else ""  # empty until the run is opened
 
     @property
@@ -122,12 +122,17 @@ def locked(path: Path, wait: bool = False) -> BinaryIO:
     return file
 
 
-def _whole_lines(file: BinaryIO) -> list[bytes]:
+def _mended(file: BinaryIO) -> list[bytes]:
     """The lines of a file, without one that has no end, which is cut off: what is written next begins a line."""
     file.seek(0)
-    lines = file.read().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        file.truncate(sum(map(len, lines[:-1])))
-        lines = lines[:-1]
+    text = file.read()
+    lines = whole_lines(text)
+    if cut := len(text.rpartition(b"\n")[2]):
+        file.truncate(len(text) - cut)
     file.seek(0, 2)
-    return [line.rstrip(b"\n") for line in lines]
+    return lines
+
+
+def whole_lines(text: bytes) -> list[bytes]:
+    """Its lines, without their ends and without one that has none."""
+    return text.split(b"\n")[:-1]

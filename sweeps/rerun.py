@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TAG = "rerun"
 CUT_SHORT = ("interrupted", RUNNING)
 UNDONE = ("failed", *CUT_SHORT)  # what --rerun failed runs: one that was interrupted may have been at a failed trial
-NAMED = 5  # keys that an ambiguous one names
+NAMED = 5  # keys, or words, that a line names at most
 
 
 class UnknownKey(ValueError):
@@ -76,15 +76,21 @@ class Rerun(NamedTuple):
         """`tags`: of the sweep's run."""
         return cls(**json.loads(tags[TAG])) if TAG in tags else None
 
-    def is_asked_for_by(self, words: Sequence[str]) -> bool:
-        return bool(words) and self.asked == _digest(words)
-
     def note(self) -> str:
         return json.dumps(self._asdict())
 
-    def counted(self, runs: "Iterable[Run]", asked: Asked) -> "list[Run]":
-        """`runs` but for those attempts at what is asked for that it has not made."""
-        return [run for run in runs if run.data.tags["key"] not in (asked.keys or ()) or run.data.tags.get(TAG) == self.id]
+
+def wanted(words: Sequence[str], before: Rerun | None) -> Rerun | None:
+    """What runs now: the one that was cut short `before` where the same is asked for, a new one, or none without words."""
+    if before and words and before.asked == _digest(words):
+        return before
+    return Rerun.new(words) if words else None
+
+
+def counted(runs: "Iterable[Run]", asked: Asked, now: Rerun | None) -> "list[Run]":
+    """`runs` but for those attempts at what is asked for that the rerun has not made."""
+    own = now and now.id
+    return [run for run in runs if run.data.tags["key"] not in (asked.keys or ()) or run.data.tags.get(TAG) == own]
 
 
 def told(before: Rerun | None, now: Rerun | None, left: Iterable[TrialSpec], found: Mapping[str, str]) -> list[str]:

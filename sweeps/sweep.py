@@ -58,7 +58,7 @@ class Sweep:
     asked: Asked = field(default_factory=Asked)
     rerun: Rerun | None = None  # what --rerun began, now or before
     before: Rerun | None = None  # one that was cut short
-    over: bool = False  # whether nothing is left that has not failed in this launch
+    over: bool = False  # whether this launch has run all that was left, some of which may have failed
     differs: list[str] = field(default_factory=list)  # what settled trials ran on or with that is not so now
 
     @property
@@ -84,8 +84,7 @@ class Sweep:
 
     def runs(self) -> "list[Run]":
         """Every attempt that counts, newest first."""
-        runs = self.tracking.trials(self.parent)
-        return self.rerun.counted(runs, self.asked) if self.rerun else runs
+        return rerun.counted(self.tracking.trials(self.parent), self.asked, self.rerun)
 
     def look(self) -> None:
         """Reads the states anew."""
@@ -137,14 +136,12 @@ def _standing(sweep: Sweep, again: Sequence[str]) -> Sweep:
     sweep.found = states(runs, trials)
     sweep.asked = asked_for(again, trials, sweep.found)
     sweep.before = Rerun.noted(tracking.client.get_run(sweep.parent).data.tags)
-    if sweep.before and sweep.before.is_asked_for_by(again):
-        sweep.rerun = sweep.before
-    elif again:
-        sweep.rerun = Rerun.new(again)
+    sweep.rerun = rerun.wanted(again, sweep.before)
+    if sweep.rerun:
         tracking.set_tags(sweep.parent, {rerun.TAG: sweep.rerun.note()})
     elif sweep.before:
         tracking.client.delete_tag(sweep.parent, rerun.TAG)
-    sweep.states = states(sweep.rerun.counted(runs, sweep.asked) if sweep.rerun else runs, trials)
+    sweep.states = states(rerun.counted(runs, sweep.asked, sweep.rerun), trials)
     nodes = [site.node for site in sweep.sites.values()]
     sweep.differs = differences(runs, trials, here(sweep.config, nodes), devices(trials, nodes))
     return sweep

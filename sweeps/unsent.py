@@ -9,12 +9,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sweeps.away import is_away, reason
-from sweeps.outbox import CLOSES, ENDS, FILE, MARKS, OPENS, Outbox, locked
+from sweeps.outbox import CLOSES, ENDS, FILE, MARKS, OPENS, Outbox, locked, whole_lines
 from sweeps.tracking import STATUS, Tracking, texts
 
 if TYPE_CHECKING:
@@ -72,32 +72,28 @@ def left_in(sweep_folder: Path) -> list[Path]:
 def attempts_in(sweep_folder: Path, parent: str) -> "list[Run]":
     """Attempts at trials of the sweep whose run is `parent` that the tracker doesn't know all of, as the runs that they will be, or, not
     ended, as running ones; newest first. Holds and changes nothing."""
-    from mlflow.entities import Run, RunData, RunInfo, RunTag
-
     runs = []
     for folder in left_in(sweep_folder):
         with contextlib.suppress(FileNotFoundError):  # sent and removed meanwhile
-            _, *operations = _as_it_lies(folder / FILE) or [b""]
+            _, *operations = whole_lines((folder / FILE).read_bytes()) or [b""]
             calls = {each["call"]: each for each in map(json.loads, operations)}
-            if OPENS not in calls or calls[OPENS]["arguments"]["parent"] != parent or _is_sent(folder, operations):
-                continue
-            opens, at = calls[OPENS]["arguments"], calls[OPENS]["at"]
-            ending = calls[ENDS]["arguments"] if CLOSES in calls else {"outcome": None, "tags": {}}
-            own = {"key": opens["key"], "attempt_id": opens["attempt_id"], "outcome": ending["outcome"]}
-            tags = texts({**opens["tags"], **ending["tags"], **own}, "tag")
-            info = RunInfo(opens["attempt_id"], "", "", STATUS.get(ending["outcome"], "RUNNING"), at, None, "active")
-            runs.append(Run(info, RunData(tags=[RunTag(*pair) for pair in tags.items()])))
+            sent = whole_lines((folder / MARKS).read_bytes()) if (folder / MARKS).exists() else []
+            if OPENS in calls and calls[OPENS]["arguments"]["parent"] == parent and len(sent) < len(operations):
+                runs.append(_as_run(calls))
     return sorted(runs, key=lambda run: run.info.start_time, reverse=True)
 
 
-def _is_sent(folder: Path, operations: list[bytes]) -> bool:
-    marks = folder / MARKS
-    return marks.exists() and len(_as_it_lies(marks)) == len(operations)
+def _as_run(calls: Mapping[str, Mapping[str, Any]]) -> "Run":
+    """`calls`: of an attempt's operations, the last of each kind."""
+    from mlflow.entities import Run, RunData, RunInfo, RunTag
 
-
-def _as_it_lies(file: Path) -> list[bytes]:
-    """Its lines but for one that is just being written."""
-    return [line for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    opens = calls[OPENS]["arguments"]
+    ending = calls[ENDS]["arguments"] if CLOSES in calls else {"outcome": None, "tags": {}}
+    own = {"key": opens["key"], "attempt_id": opens["attempt_id"], "outcome": ending["outcome"]}
+    tags = texts({**opens["tags"], **ending["tags"], **own}, "tag")
+    status = STATUS.get(ending["outcome"], "RUNNING")
+    info = RunInfo(opens["attempt_id"], "", "", status, calls[OPENS]["at"], None, "active")
+    return Run(info, RunData(tags=[RunTag(*pair) for pair in tags.items()]))
 
 
 def deliver(sweep_folder: Path, patience_s: float = 0.0) -> list[Unsent]:

@@ -14,12 +14,8 @@ from sweeps.plan import plan
 ROOT = Path(__file__).parent.parent
 ROOMS = {"speech", "sweeps", "analysis"}
 ARROWS = {"launch": {"sweeps", "analysis"}, "sweeps": {"speech"}, "speech": set(), "analysis": {"sweeps"}}
-ANALYSIS_READS = {
-    "sweeps.tracker",
-    "sweeps.tracking",
-    "sweeps.metrics",
-    "sweeps.names",
-}  # the names under which figures are kept, and nothing else
+# The names under which figures are kept, and nothing else
+ANALYSIS_READS = {"sweeps.tracker", "sweeps.tracking", "sweeps.metrics", "sweeps.names"}
 FORBIDDEN = {"speech": {"ray", "mlflow", "pandas"}, "analysis": {"ray", "torch"}}
 SOURCES = [path for room in sorted(ROOMS) for path in sorted((ROOT / room).glob("*.py"))] + [ROOT / "launch.py"]
 

@@ -19,6 +19,7 @@ from sweeps.sites import pin
 from tests.trees import can_isolate, wait_until
 
 ROOT = Path(__file__).parent.parent
+NODE = Node((), tuple(sorted(os.sched_getaffinity(0))))
 
 
 @pytest.fixture
@@ -133,15 +134,15 @@ def test_a_machine_is_the_same_for_its_processes() -> None:
 
 @pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
 def test_the_precision_is_measured_alone_and_what_needs_no_measuring_waits_for_nobody(holder, tone_trial, tmp_path) -> None:
-    config, node = config_of(tmp_path, exclusive=True), Node((), tuple(sorted(os.sched_getaffinity(0))))
+    config = config_of(tmp_path, exclusive=True)
     first, told = holder("a", True)
     assert has_it(told)
     said: list[str] = []
     with closing(Template(ROOT)) as template, ThreadPoolExecutor(1) as pool:
         paced = {"paced": tone_trial(device={"first_of": ["paced"], "step_s": 0.1})}
-        assert pin(template, said.append, config, node, paced, tmp_path / "log", "sweep b").keys() == {"paced"}
+        assert pin(template, said.append, config, NODE, paced, tmp_path / "log", "sweep b").keys() == {"paced"}
         assert not said
-        found = pool.submit(pin, template, said.append, config, node, {"cpu": tone_trial()}, tmp_path / "log", "sweep b")
+        found = pool.submit(pin, template, said.append, config, NODE, {"cpu": tone_trial()}, tmp_path / "log", "sweep b")
         assert wait_until(lambda: said == ["sweep a holds this machine: measuring the precision waits"])
         first.kill()
         assert found.result(60)["cpu"].precision
@@ -150,18 +151,16 @@ def test_the_precision_is_measured_alone_and_what_needs_no_measuring_waits_for_n
 
 @pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
 def test_where_trials_share_the_machine_the_precision_is_measured_beside_them(holder, tone_trial, tmp_path) -> None:
-    config, node = config_of(tmp_path, exclusive=False), Node((), tuple(sorted(os.sched_getaffinity(0))))
+    config = config_of(tmp_path, exclusive=False)
     _, told = holder("a", False)
     assert has_it(told)
     said: list[str] = []
     with closing(Template(ROOT)) as template:
-        assert pin(template, said.append, config, node, {"cpu": tone_trial()}, tmp_path / "log", "sweep b")["cpu"].precision
+        assert pin(template, said.append, config, NODE, {"cpu": tone_trial()}, tmp_path / "log", "sweep b")["cpu"].precision
     assert [line.split(":")[0] for line in said] == ["precision"]
 
 
 def config_of(folder: Path, exclusive: bool) -> SweepConfig:
     file = folder / "sweep.yaml"
-    file.write_text(
-        f"name: x\nparameters: {{corpus: {{name: synthetic, words: [yes, no]}}}}\nresources: {{exclusive_node: {str(exclusive).lower()}}}\n"
-    )
-    return load(file)
+    file.write_text("name: x\nparameters: {corpus: {name: synthetic, words: [yes, no]}}\n")
+    return load(file, [f"resources.exclusive_node={str(exclusive).lower()}"])

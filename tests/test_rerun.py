@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweeps.rerun import TAG, Asked, Rerun, UnknownKey, asked_for, find, told
+from sweeps.rerun import TAG, Asked, Rerun, UnknownKey, asked_for, counted, find, told, wanted
 from sweeps.states import states
 
 
@@ -58,8 +58,8 @@ def test_what_is_asked_for_has_not_run_but_in_the_rerun_s_own_attempts() -> None
         run("0004", "completed"), run("abd2", "interrupted", rerun=now.id), run("abd2", "oom", rerun="another"),
     ]  # fmt: skip
     asked = Asked(frozenset({"abc1", "abd2", "fff3"}))
-    assert states(now.counted(runs, asked), PLANNED) == {"abc1": "crashed", "abd2": "interrupted", "0004": "completed"}
-    assert now.counted(runs, Asked()) == runs
+    assert states(counted(runs, asked, now), PLANNED) == {"abc1": "crashed", "abd2": "interrupted", "0004": "completed"}
+    assert counted(runs, Asked(), now) == counted(runs, Asked(), None) == runs
 
 
 MANY = [f"{number:012x}" for number in range(5000)]
@@ -80,7 +80,8 @@ def test_a_rerun_is_known_again_by_its_words(first: list[str], then: list[str], 
     begun = Rerun.new(first)
     noted = Rerun.noted({TAG: begun.note()})
     assert noted == begun
-    assert noted.is_asked_for_by(then) == same
+    assert (wanted(then, noted) == begun) == same
+    assert (wanted(then, None) is None) == (not then)
     assert len(begun.note()) < 500, "a tag of MLflow's has 8,000 characters at most"
 
 

@@ -4,9 +4,9 @@ The launch's own side is whole and real: configuration, plan, tracker (sqlite), 
 with the tables' frame. Only the process tree that would train is left out, which costs the same whatever the number of trials is
 (make bench-overhead): a trial writes its run to the tracker as the relay does, and reports. A trial's seconds, and CPU
 seconds of the launch's process alone, are those from the end of the first trial to the end of the last, by trial. Tune is kept from
-making more than one trial ahead: by itself it makes up to 200 before the first has ended, so small sweeps would have theirs for nothing.
-Beside them stands all else that the launch takes: planning, Ray's start, looking where trials stand. Last line: the figures as one JSON
-object. Exit code 1: a trial of the larger sweeps costs more than 1.3 times one of the smallest.
+making more than one trial ahead: by itself it makes up to 200 before the first has ended, so small sweeps would have theirs for nothing
+(TUNE_MAX_PENDING_TRIALS_PG=auto lets it). Beside them stands all else that the launch takes: planning, Ray's start, looking where trials
+stand. Last line: the figures as one JSON object. Exit code 1: a trial of the larger sweeps costs more than 1.3 times one of the smallest.
 """
 
 import datetime
@@ -83,7 +83,7 @@ def start(tracking: Tracking, spec: TrialSpec, launch: Launch, attempt_id: str) 
 
 def main() -> int:
     runner._trial = no_op
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1"
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")
     with tempfile.TemporaryDirectory(prefix="growth-") as scratch:
         os.chdir(scratch)
         tones = write_tones(Path(scratch) / "tones")
