@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-forms bench-repeatability bench-forecast bench-advise bench-tracking bench-dry-run bench-analysis bench-growth notebooks screenshots clean
+.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-formats bench-repeatability bench-forecast bench-advise bench-tracking bench-dry-run bench-analysis bench-growth fuzz notebooks screenshots clean
 
 sweep: $(VENV)/requirements.done
 	$(RUN) launch.py sweep.yaml
@@ -14,7 +14,10 @@ test: $(VENV)/requirements-dev.done
 	$(RUN) -m pytest
 
 test-slow: $(VENV)/requirements-dev.done
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m "slow and not beside"
+	$(RUN) -m pytest -m beside tests/test_hosts.py tests/test_interrupt.py & kills=$$!; \
+	$(RUN) -m pytest -m beside --ignore=tests/test_hosts.py --ignore=tests/test_interrupt.py; others=$$?; \
+	wait $$kills && exit $$others
 
 check: $(VENV)/requirements-dev.done
 	$(RUN) -m ruff check .
@@ -22,6 +25,7 @@ check: $(VENV)/requirements-dev.done
 	$(RUN) -m mypy
 
 ui: $(VENV)/requirements.done
+	@$(RUN) -m sweeps.tracking.artifacts sqlite:///mlflow.db
 	@echo "MLflow shows the sweeps of this folder at http://127.0.0.1:5000 (Ctrl-C ends it)"
 	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(RUN) -m mlflow server --host 127.0.0.1 --port 5000 \
 		--workers 1 --backend-store-uri sqlite:///mlflow.db --default-artifact-root mlartifacts
@@ -44,8 +48,8 @@ bench-overhead: $(VENV)/requirements.done
 bench-instrumentation: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.instrumentation
 
-bench-forms: $(VENV)/requirements-dev.done
-	$(RUN) -m tests.benchmarks.forms
+bench-formats: $(VENV)/requirements-dev.done
+	$(RUN) -m tests.benchmarks.formats
 
 bench-repeatability: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.repeatability
@@ -67,6 +71,9 @@ bench-analysis: $(VENV)/requirements.done
 
 bench-growth: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.growth
+
+fuzz: $(VENV)/requirements-dev.done
+	$(RUN) -m tests.surroundings --cases 300 --seed 1
 
 gpu: $(VENV)/requirements-dev.done
 	$(RUN) -m tests.benchmarks.gpu

@@ -1,9 +1,12 @@
-"""What bounds an epoch now, and what would help next: said of a row of table 2, with the figures it follows from.
+"""Finds what bounds an epoch and what would help next, for a row of table 2.
 
-The one idea is that each of four can be asked how much of the epoch it was at work for: the accelerator within its steps, the start of
-workers with the fill before the first batch, and, where batches were not ready when the loop asked for them, the CPU preparing them, or
-reads, if the loop waits for longer than anything computes and there were any. Whichever was at work longest bounds the epoch; below half
-of it none does by itself. Workers that keep up bound nothing, however busy their cores. A rule that lacks a figure says nothing.
+The one idea is that the share of the epoch in which each of four causes was at work can be
+computed. The causes are the accelerator within its steps, the start of workers and the wait for the
+first batch, CPU preparation, and reads. Preparation counts only where batches were not ready
+when the loop requested them. Reads count if the loop waits for longer than anything computes and
+something was read. The cause with the largest share bounds the epoch; below half of it, none does
+by itself. Workers that keep up bound nothing, however busy their cores are. A rule that lacks a
+figure gives no result.
 """
 
 import math
@@ -12,155 +15,241 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis.page import decimals
+from analysis.number_text import decimals, mib, percent
 
-HALF = 0.5  # of the epoch: what is at work for less doesn't bound it by itself
-NOTABLE = 0.05  # of the epoch: a part worth a sentence of its own
+HALF = 0.5  # of the epoch: a cause below this does not bound it by itself
+NOTABLE = 0.05  # of the epoch: a part above this gets a sentence of its own
 NAMES = {
     "accelerator": "the accelerator",
     "preparation": "CPU preparation",
     "reads": "reads",
-    "starting": "start-up and fill",
+    "starting": "start-up and first batch",
     "unknown": "waiting that these figures don't explain",
 }
-CHEAPER = {  # a form -> one whose clips take the workers less CPU (make bench-forms)
-    "png": "the form packed or device, or wav, which take less CPU than png",
-    "wav": "the form packed or device, which take less CPU than wav",
-    "packed": "the form device, which takes less CPU than packed",
+CHEAPER = {  # format -> formats whose clips need less CPU of the workers (make bench-formats)
+    "png": "the format packed or on_device, or wav, which take less CPU than png",
+    "wav": "the format packed or on_device, which take less CPU than wav",
+    "packed": "the format on_device, which takes less CPU than packed",
 }
 
 
 class Bound(NamedTuple):
-    """What bounds the epochs of a row of table 2: a key of NAMES or 'several', how much of an epoch that is, and why, in words."""
+    """The bound on the epochs of a row of table 2.
+
+    `by` is a key of NAMES or 'several', `share` its share of an epoch, `because` the reason in
+    words.
+    """
 
     by: str
     share: float
     because: str
-    next: str  # what would help, '' where nothing is known to
+    next: str  # what would help; '' if nothing is known
 
 
-def bound(row: Any, trial: pd.Series) -> Bound | None:
-    """Of a row of `epochs.epoch_parts`; `trial`: one of its trials, for its parameters. None where a figure is missing."""
-    found = shares(row, trial)
-    if not found:
+def find_bound(row: Any, trial: pd.Series) -> Bound | None:
+    """Returns the bound for a row of `epochs.epoch_parts`; None if a figure is missing.
+
+    `trial` is one of the row's trials and supplies the parameters.
+    """
+    fractions = shares(row, trial)
+    if not fractions:
         return None
-    by = max(found, key=lambda name: found[name])
-    if found[by] < HALF:
-        parts = ", ".join(f"{NAMES[name]} {_percent(share)}" for name, share in sorted(found.items(), key=lambda item: -item[1]))
-        return Bound("several", found[by], f"none by itself. At work for so much of an epoch: {parts}", "")
-    return Bound(by, found[by], _because(by, row), _next(by, row, trial))
+    by = max(fractions, key=lambda name: fractions[name])
+    if fractions[by] < HALF:
+        parts = ", ".join(
+            f"{NAMES[name]} {percent(share)}"
+            for name, share in sorted(fractions.items(), key=lambda item: -item[1])
+        )
+        return Bound(
+            "several",
+            fractions[by],
+            f"no single cause. Shares of an epoch: {parts}",
+            "",
+        )
+    return Bound(by, fractions[by], _reason(by, row), _remedies(by, row, trial))
 
 
 def shares(row: Any, trial: pd.Series) -> dict[str, float]:
-    """Which part of the epoch each was at work for, by the keys of NAMES; empty where a figure is missing."""
-    needed = [row.epoch_s, row.step_s, row.fill_s, row.wait_s, row.main_cpu_s, row.cores, row.machine_cores]
-    needed += [row.start_s, row.preparing, row.occupancy] if row.num_workers else []
+    """Returns the share of the epoch in which each cause was at work, by the keys of NAMES.
+
+    The result is empty if a figure is missing.
+    """
+    needed = [
+        row.epoch_s,
+        row.step_s,
+        row.first_batch_s,
+        row.data_wait_s,
+        row.main_cpu_s,
+        row.cores,
+        row.machine_cores,
+    ]
+    needed += [row.start_s, row.preparing, row.prefetch_hit_rate] if row.num_workers else []
     if any(map(math.isnan, needed)):
         return {}
-    found = {"accelerator": row.step_s} | (_of_workers(row, trial) if row.num_workers else _in_turn(row, trial))
-    return {name: seconds / row.epoch_s for name, seconds in found.items()}
+    busy_s = {"accelerator": row.step_s} | (
+        _seconds_with_workers(row, trial)
+        if row.num_workers
+        else _seconds_without_workers(row, trial)
+    )
+    return {name: seconds / row.epoch_s for name, seconds in busy_s.items()}
 
 
-def _of_workers(row: Any, trial: pd.Series) -> dict[str, float]:
-    """Seconds that workers were at work for; of batches that were ready it doesn't matter how."""
-    starting = {"starting": row.start_s + row.fill_s}
-    if row.occupancy >= HALF:
+def _seconds_with_workers(row: Any, trial: pd.Series) -> dict[str, float]:
+    """Returns the seconds for which workers were at work, by cause.
+
+    Where batches were ready, how they were prepared does not matter, so only the start counts.
+    """
+    starting = {"starting": row.start_s + row.first_batch_s}
+    if row.prefetch_hit_rate >= HALF:
         return starting
-    of_all = 0.0 if row.device == "cpu" else row.cores / row.machine_cores  # there the steps' threads are most of it
-    computed_s = row.epoch_s * max(of_all, row.preparing)
-    waiting = {"reads" if _read(row, trial) else "unknown": row.wait_s} if row.wait_s > computed_s else {}
+    # On device cpu the steps' threads use most of the cores.
+    core_fraction = 0.0 if row.device == "cpu" else row.cores / row.machine_cores
+    computed_s = row.epoch_s * max(core_fraction, row.preparing)
+    waiting = (
+        {"reads" if _has_reads(row, trial) else "unknown": row.data_wait_s}
+        if row.data_wait_s > computed_s
+        else {}
+    )
     return starting | {"preparation": computed_s} | waiting
 
 
-def _in_turn(row: Any, trial: pd.Series) -> dict[str, float]:
-    """Without workers there is no start, and CPU time tells preparation from reads, since waiting takes none.
+def _seconds_without_workers(row: Any, trial: pd.Series) -> dict[str, float]:
+    """Returns the seconds that the loop waited, attributed to preparation or reads.
 
-    What steps took is taken off it: on device cpu between one core and all threads, on cuda one, which waits for the device.
+    Without workers there is no start, and CPU time tells preparation from reads, since waiting
+    takes none. The CPU time of the steps is subtracted. On device cpu it lies between one core and
+    all threads. On cuda it is one core, which waits for the device.
     """
-    waited_s = row.fill_s + row.wait_s
-    steps_s = row.step_s if row.device in ("cpu", "cuda") else row.step_s * _host_part(trial)
+    waited_s = row.first_batch_s + row.data_wait_s
+    steps_s = (
+        row.step_s if row.device in ("cpu", "cuda") else row.step_s * _host_cpu_fraction(trial)
+    )
     most_s = row.main_cpu_s - steps_s
-    least_s = most_s - (row.step_s * (float(trial.get("threads", 1)) - 1) if row.device == "cpu" else 0.0)
-    read = _read(row, trial)
-    if least_s >= HALF * waited_s or (most_s >= HALF * waited_s and not read):
+    least_s = most_s - (
+        row.step_s * (float(trial.get("threads", 1)) - 1) if row.device == "cpu" else 0.0
+    )
+    has_reads = _has_reads(row, trial)
+    if least_s >= HALF * waited_s or (most_s >= HALF * waited_s and not has_reads):
         return {"preparation": waited_s}
-    return {"reads" if read and most_s < HALF * waited_s else "unknown": waited_s}
+    return {"reads" if has_reads and most_s < HALF * waited_s else "unknown": waited_s}
 
 
-def _host_part(trial: pd.Series) -> float:
-    """The share of a paced step that is the host's CPU."""
-    host_s, step_s = (float(trial.get(f"device.{name}", 0.0)) for name in ("host_s", "step_s"))
-    return host_s / (host_s + step_s) if host_s > 0 else 0.0
+def _host_cpu_fraction(trial: pd.Series) -> float:
+    """Returns the fraction of a simulated step that is CPU time of the host."""
+    host_cpu_s, step_s = (
+        float(trial.get(f"device.{name}", 0.0)) for name in ("host_cpu_s", "step_s")
+    )
+    return host_cpu_s / (host_cpu_s + step_s) if host_cpu_s > 0 else 0.0
 
 
-def _read(row: Any, trial: pd.Series) -> bool:
-    """Whether anything was read that could be waited for."""
+def _has_reads(row: Any, trial: pd.Series) -> bool:
+    """Returns whether anything was read that the loop could have waited for."""
     return row.read_bytes > 0 or trial.get("corpus.read_latency_s", 0.0) > 0
 
 
-def words(found: Bound, who: str) -> str:
-    """'What bounds an epoch of 2 workers: CPU preparation. 1.84 of 2 cores are at work ...'."""
-    by = f"{NAMES[found.by]}. " if found.by in NAMES else ""
-    return f"What bounds an epoch of {who}: {by}{found.because}." + (f" Next: {found.next}." if found.next else "")
+def describe_bound(bound: Bound, subject: str) -> str:
+    """Returns for example 'What bounds an epoch of 2 workers: CPU preparation. 1.84 of ...'."""
+    by = f"{NAMES[bound.by]}. " if bound.by in NAMES else ""
+    return f"What bounds an epoch of {subject}: {by}{bound.because}." + (
+        f" Next: {bound.next}." if bound.next else ""
+    )
 
 
-def _because(by: str, row: Any) -> str:
-    seconds, epoch = _seconds(row), _seconds(row)(row.epoch_s)
-    busy = f"{row.cores:.2f} of {row.machine_cores:.0f} cores are at work"
-    waits = f"the loop waits {seconds(row.fill_s + row.wait_s)} of {epoch} s for batches"
+def _reason(by: str, row: Any) -> str:
+    """Returns why the cause `by` bounds the epoch, with the figures that show it."""
+    seconds, epoch = _seconds_format(row), _seconds_format(row)(row.epoch_s)
+    busy = f"{row.cores:.2f} of {row.machine_cores:g} cores are at work"
+    waits = (
+        f"the loop waits {seconds(row.first_batch_s + row.data_wait_s)} of {epoch} s for batches"
+    )
     match by:
         case "accelerator":
             where = "on the host's cores" if row.device == "cpu" else "of the accelerator"
             return f"Steps {where} take {seconds(row.step_s)} of {epoch} s, and {waits}"
         case "preparation" if row.device == "cpu" and not row.num_workers:
             return f"{waits[0].upper()}{waits[1:]}, which the same process prepares"
-        case "preparation" if row.device == "cpu" or row.preparing > row.cores / row.machine_cores:  # more could compute than do
-            return f"Each worker computes for {_percent(row.preparing)} of an epoch, and {waits}"
+        # more workers could compute than do
+        case "preparation" if row.device == "cpu" or row.preparing > row.cores / row.machine_cores:
+            return f"Each worker computes for {percent(row.preparing)} of an epoch, and {waits}"
         case "preparation":
             return f"{busy[0].upper()}{busy[1:]}, and {waits}"
         case "reads":
-            stored = f", {row.read_bytes / 2**20:,.1f} MiB an epoch come from storage" if row.read_bytes > 0 else ""
+            stored = (
+                f", {mib(row.read_bytes)} an epoch come from storage" if row.read_bytes > 0 else ""
+            )
             return f"{waits[0].upper()}{waits[1:]} while {busy}{stored}"
         case "unknown":
-            return f"{waits[0].upper()}{waits[1:]} while {busy}: look whether something else used the machine"
+            return (
+                f"{waits[0].upper()}{waits[1:]} while {busy}: check whether something else used the"
+                " machine"
+            )
         case _:
-            return f"Starting workers takes {seconds(row.start_s)} s and the first batch {seconds(row.fill_s)} s of {epoch} s"
+            return (
+                f"Starting workers takes {seconds(row.start_s)} s and the first batch"
+                f" {seconds(row.first_batch_s)} s of {epoch} s"
+            )
 
 
-def _next(by: str, row: Any, trial: pd.Series) -> str:
-    said = [*_main_help(by, row, trial), *_persistence(row, trial), *_pinning(row, trial)]
-    return "; ".join(said)
+def _remedies(by: str, row: Any, trial: pd.Series) -> str:
+    """Returns the remedies in words, separated by semicolons; '' if none is known."""
+    texts = [
+        *_main_remedy(by, row, trial),
+        *_persistence_remedy(row, trial),
+        *_pinning_remedy(row, trial),
+    ]
+    return "; ".join(texts)
 
 
-def _main_help(by: str, row: Any, trial: pd.Series) -> Iterator[str]:
-    seconds = _seconds(row)
-    spared = _percent((row.epoch_s - row.step_s) / row.epoch_s)
+def _main_remedy(by: str, row: Any, trial: pd.Series) -> Iterator[str]:
+    """Yields the remedy for the cause `by`, with the most that it can save."""
+    seconds = _seconds_format(row)
+    spared = percent((row.epoch_s - row.step_s) / row.epoch_s)
     match by:
         case "accelerator":
-            yield f"a faster step. All else together is {spared} of the epoch"
+            yield f"a faster step. The other parts together take {spared} of the epoch"
         case "preparation":
-            cheaper = CHEAPER.get(trial.get("loader.form"), "more cores, or clips that take less CPU")
-            yield f"{cheaper}. At most {spared} can be spared: steps alone take {seconds(row.step_s)} s"
+            cheaper = CHEAPER.get(
+                trial.get("loader.format"), "more cores, or clips that take less CPU"
+            )
+            yield (
+                f"{cheaper}. At most {spared} can be saved: steps alone take"
+                f" {seconds(row.step_s)} s"
+            )
         case "reads":
-            yield f"faster storage, or a warm page cache. At most {spared} can be spared: steps alone take {seconds(row.step_s)} s"
-        case "starting" if row.fill_s >= row.start_s:
-            yield f"smaller batches, which fill sooner: filling is {_percent(row.fill_s / row.epoch_s)} of the epoch"
+            yield (
+                f"faster storage, or a warm page cache. At most {spared} can be saved: steps alone"
+                f" take {seconds(row.step_s)} s"
+            )
+        case "starting" if row.first_batch_s >= row.start_s:
+            yield (
+                "smaller batches, so that the first arrives sooner: it takes"
+                f" {percent(row.first_batch_s / row.epoch_s)} of the epoch"
+            )
 
 
-def _persistence(row: Any, trial: pd.Series) -> Iterator[str]:
-    if row.num_workers and trial.get("loader.persistent_workers") is False and row.start_s >= NOTABLE * row.epoch_s:
-        yield f"persistent_workers, as starting them anew takes {_seconds(row)(row.start_s)} s of every epoch"
+def _persistence_remedy(row: Any, trial: pd.Series) -> Iterator[str]:
+    """Yields persistent workers as a remedy if starting them takes a notable share."""
+    if (
+        row.num_workers
+        and trial.get("loader.persistent_workers") is False
+        and row.start_s >= NOTABLE * row.epoch_s
+    ):
+        yield (
+            f"persistent_workers: starting new workers takes {_seconds_format(row)(row.start_s)} s"
+            " of every epoch"
+        )
 
 
-def _pinning(row: Any, trial: pd.Series) -> Iterator[str]:
+def _pinning_remedy(row: Any, trial: pd.Series) -> Iterator[str]:
+    """Yields pinned memory as a remedy on cuda if it is switched off."""
     if row.device == "cuda" and trial.get("loader.pin_memory") is False:
-        yield f"pin_memory, as copies that wait for the host are part of the {_seconds(row)(row.step_s)} s of steps"
+        yield (
+            "pin_memory: copies that wait for the host are part of the"
+            f" {_seconds_format(row)(row.step_s)} s of steps"
+        )
 
 
-def _seconds(row: Any) -> Any:
+def _seconds_format(row: Any) -> Any:
+    """Returns a function that formats seconds with the decimals of this row's epoch."""
     digits = decimals(row.epoch_s)
     return lambda seconds: f"{seconds:.{digits}f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"

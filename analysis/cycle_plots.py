@@ -1,7 +1,8 @@
-"""Pictures of a cycle sweep: a run's learning rate, loss and snapshots, what an ensemble gains by them, and how much they disagree.
+"""Draws the schedules of a cycle sweep side by side: course of training, and disagreement.
 
-The one idea is that schedules stand side by side at one scale, as they had one budget. Each function takes the frame of `runs.sweep_runs`,
-or a part of it, fetches what it draws from the tracker (series.py) and returns a Figure. LookupError: there is nothing to draw.
+The one idea is that schedules stand side by side at one scale, since they had one budget. Every
+public function fetches the series it draws from the tracker (series.py), returns a Figure, and
+raises LookupError if there is nothing to draw.
 """
 
 import textwrap
@@ -15,39 +16,67 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis.cycles import completed, groups, schedule_of, schedule_text
-from analysis.plots import DPI, LINES, WIDTH_IN, legend_beside, panels, titled
-from analysis.runs import Comparable
+from analysis.comparable_groups import Comparable
+from analysis.cycles import (
+    accuracy_note,
+    add_schedule,
+    completed_trials,
+    groups,
+    schedule_name,
+    schedule_of,
+)
+from analysis.number_text import percent
+from analysis.panels import DPI, LINES, WIDTH_IN, add_legend
+from analysis.runs import SweepRuns
 from analysis.series import disagreements, epoch_rows, snapshot_rows
 
 SCHEDULE: dict[str, Any] = {"color": LINES[2][0], "linewidth": 1.4}
-RECORDED: dict[str, Any] = {"color": LINES[2][0], "marker": LINES[2][1], "linestyle": "", "markersize": 5}
+RECORDED: dict[str, Any] = {
+    "color": LINES[2][0],
+    "marker": LINES[2][1],
+    "linestyle": "",
+    "markersize": 5,
+}
 SNAPSHOT: dict[str, Any] = {"color": LINES[0][0], "marker": "D", "linestyle": "", "markersize": 7}
 COURSE = ("lr", "loss/training", "loss/validation", "accuracy/validation")
-NOTHING = "no trial of these has learned to the end of its schedule"
-MOST_COLUMNS = 4  # schedules that one picture sets side by side; of more it says how many there are
-TITLE_CHARS, LINE_IN = 28, 0.18  # of a panel's title: characters that fit in a line, and its height
+NOTHING = "no selected trial has completed its training schedule"
+MOST_COLUMNS = 4  # schedules that one picture shows; it states the total if there are more
+TITLE_CHARS, LINE_IN = 28, 0.18  # of a panel's title: characters in a line, and a line's height
 
 
-def training_course(frame: pd.DataFrame) -> Figure:
-    """Learning rate, losses and validation accuracy by epoch of a trial of each schedule of each group, its snapshots marked.
+def training_course(runs: SweepRuns) -> Figure:
+    """Draws learning rate, losses and validation accuracy by epoch, with marked snapshots.
 
-    The learning rate is drawn as scheduled, since what was recorded is its value at each epoch's end, which misses every cycle's peak.
+    Draws one trial of each schedule of each group. The learning rate is drawn as scheduled, since
+    the recorded values are from the ends of epochs and miss the peak of every cycle.
     """
-    every = _one_of_each(frame)
-    if not every:
+    trials_by_schedule = _first_trials(runs)
+    if not trials_by_schedule:
         raise LookupError(NOTHING)
-    shown, trials = every[:MOST_COLUMNS], pd.DataFrame([trial for _, trial in every[:MOST_COLUMNS]])
-    chosen = _of_frame(frame, trials)
+    shown, trials = (
+        trials_by_schedule[:MOST_COLUMNS],
+        pd.DataFrame([trial for _, trial in trials_by_schedule[:MOST_COLUMNS]]),
+    )
+    chosen = runs.with_trials(trials)
     epochs, snapshots = epoch_rows(chosen, COURSE), snapshot_rows(chosen)
-    alike, apart = _told_apart([group for group, _ in shown])
-    titles, title_in = _titles((schedule_of(trial) for _, trial in shown), apart)
-    figure = Figure(figsize=(max(WIDTH_IN, 2.4 * len(shown) + 1.5), 6.0 + title_in), dpi=DPI, layout="constrained")
+    common, distinct = _split_labels([group for group, _ in shown])
+    titles, title_in = _titles((schedule_of(trial) for _, trial in shown), distinct)
+    figure = Figure(
+        figsize=(max(WIDTH_IN, 2.4 * len(shown) + 1.5), 6.0 + title_in),
+        dpi=DPI,
+        layout="constrained",
+    )
     grid = figure.subplots(3, len(shown), squeeze=False, sharex="col", sharey="row")
     for column, (_, trial), title in zip(grid.T, shown, titles, strict=True):
-        _course(column, trial, *(rows[rows["run_id"] == trial["run_id"]] for rows in (epochs, snapshots)))
+        _draw_course(
+            column,
+            trial,
+            *(rows[rows["run_id"] == trial["run_id"]] for rows in (epochs, snapshots)),
+        )
         column[0].set_title(title, fontsize=10)
-    for axes, label in zip(grid[:, 0], ("learning rate", "loss, nat", "validation accuracy"), strict=True):
+    for axes, label in zip(
+        grid[:, 0], ("learning rate", "loss, nat", "validation accuracy"), strict=True
+    ):
         axes.set_ylabel(label)
     grid[0, 0].set_ylim(bottom=0)
     grid[1, 0].set_ylim(bottom=0)
@@ -57,113 +86,167 @@ def training_course(frame: pd.DataFrame) -> Figure:
         {"every epoch": _style(1), "snapshot": SNAPSHOT},
     )
     for axes, styles in zip(grid[:, -1], legends, strict=True):
-        legend_beside(axes, [Line2D([], [], label=label, **style) for label, style in styles.items()])
+        add_legend(axes, [Line2D([], [], label=label, **style) for label, style in styles.items()])
     repeats = ", ".join(sorted({f"repeat {trial['repeat']}" for _, trial in shown}))
-    _headed(figure, _seen_of_courses(shown, apart), [*alike, repeats, *_part(len(shown), len(every))])
+    _set_heading(
+        figure,
+        _courses_title(shown, distinct),
+        [*common, repeats, *_shown_note(len(shown), len(trials_by_schedule))],
+    )
     return figure
 
 
-def ensemble_accuracy(frame: pd.DataFrame) -> Figure:
-    """Validation accuracy of the ensemble by its number of snapshots, a line a schedule: mean, and lowest to highest trial."""
-    having = [(group, rows) for group in groups(frame) if len(rows := _snapshots(frame, group))]
-    return panels(having, _ensemble, NOTHING)
+def snapshot_disagreement(runs: SweepRuns) -> Figure:
+    """Draws the disagreement of each pair of a schedule's snapshots.
 
-
-def snapshot_disagreement(frame: pd.DataFrame) -> Figure:
-    """Of each pair of a schedule's snapshots the share of validation clips on which they name different words, mean over trials."""
-    found = [(group, schedule, pairs) for group in groups(frame) for schedule, pairs in _pairs(frame, group)]
-    if not found:
-        raise LookupError("no trial of these has recorded how its snapshots disagree")
-    most = max(float(np.nanmax(pairs)) for *_, pairs in found)
-    shown = found[:MOST_COLUMNS]
-    alike, apart = _told_apart([group for group, *_ in shown])
-    titles, title_in = _titles((schedule for _, schedule, _ in shown), apart)
-    figure = Figure(figsize=(max(5.5, 2.8 * len(shown) + 1.0), 3.8 + title_in), dpi=DPI, layout="constrained")
-    every = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axes, (_, _, pairs), title in zip(every, shown, titles, strict=True):
-        pairs = pairs[1:, :-1]  # the first has none before it, the last none after
+    Disagreement is the share of validation clips on which the two name different words, as the mean
+    over trials.
+    """
+    matrices = [
+        (group, schedule, pairs)
+        for group in groups(runs)
+        for schedule, pairs in _mean_disagreements(runs, group)
+    ]
+    if not matrices:
+        raise LookupError("no selected trial has recorded the disagreement of its snapshots")
+    most = max(float(np.nanmax(pairs)) for *_, pairs in matrices)
+    shown = matrices[:MOST_COLUMNS]
+    common, distinct = _split_labels([group for group, *_ in shown])
+    titles, title_in = _titles((schedule for _, schedule, _ in shown), distinct)
+    figure = Figure(
+        figsize=(max(5.5, 2.8 * len(shown) + 1.0), 3.8 + title_in), dpi=DPI, layout="constrained"
+    )
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, (_, _, pairs), title in zip(panels, shown, titles, strict=True):
+        pairs = pairs[1:, :-1]  # the first has no predecessor, the last no successor
         image = axes.imshow(100 * pairs, cmap="viridis", vmin=0, vmax=100 * most)
-        _percents(axes, pairs, most)
+        _write_percents(axes, pairs, most)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("snapshot")
-    every[0].set_ylabel("snapshot")
-    figure.colorbar(image, ax=list(every), label="clips named differently, %", shrink=0.8)
-    seen = f"Two snapshots of a run name {100 * most:.0f} % of the validation clips differently at most"
-    _headed(figure, seen, [*alike, "mean over trials", *_part(len(shown), len(found))])
+    panels[0].set_ylabel("snapshot")
+    figure.colorbar(image, ax=list(panels), label="clips with different answers, %", shrink=0.8)
+    heading = f"Two snapshots of a run disagree on at most {percent(most)} of the validation clips"
+    _set_heading(
+        figure, heading, [*common, "mean over trials", *_shown_note(len(shown), len(matrices))]
+    )
     return figure
 
 
-def _one_of_each(frame: pd.DataFrame) -> list[tuple[Comparable, pd.Series]]:
-    """The first completed trial of each schedule of each group, by repeat; in a group most snapshots first."""
-    every = []
-    for group in groups(frame):
-        found: dict[tuple[int, ...], pd.Series] = {}
-        for _, trial in completed(group.trials).sort_values("repeat").iterrows():
-            found.setdefault(schedule_of(trial), trial)
-        every += [(group, found[schedule]) for schedule in sorted(found, key=lambda lengths: (-len(lengths), lengths))]
-    return every
+def _first_trials(runs: SweepRuns) -> list[tuple[Comparable, pd.Series]]:
+    """Returns the first completed trial, by repeat, of each schedule of each group.
+
+    Within a group, schedules with more snapshots come first.
+    """
+    chosen = []
+    for group in groups(runs):
+        first_trials: dict[tuple[int, ...], pd.Series] = {}
+        for _, trial in completed_trials(group.trials).sort_values("repeat").iterrows():
+            first_trials.setdefault(schedule_of(trial), trial)
+        chosen += [
+            (group, first_trials[schedule])
+            for schedule in sorted(first_trials, key=lambda lengths: (-len(lengths), lengths))
+        ]
+    return chosen
 
 
-def _told_apart(of: Sequence[Comparable]) -> tuple[list[str], list[str]]:
-    """What all panels have in common, for the heading, and what tells each from the others, for its title: block, what varies, machine."""
-    labels = [(f"block {group.block}", group.varied, group.surroundings) for group in of]
+def _split_labels(groups_shown: Sequence[Comparable]) -> tuple[list[str], list[str]]:
+    """Returns the labels that all panels share, and for each panel those that differ.
+
+    The shared ones go into the heading, the others into the panel's title. Labels are the block,
+    the varied parameters and the surroundings.
+    """
+    labels = [(f"block {group.block}", group.varied, group.surroundings) for group in groups_shown]
     differ = [len(set(texts)) > 1 for texts in zip(*labels, strict=True)]
-    alike = [text for text, differs in zip(labels[0][:2], differ[:2], strict=True) if text and not differs]
-    return alike, [", ".join(text for text, differs in zip(texts, differ, strict=True) if text and differs) for texts in labels]
+    common = [
+        text
+        for text, differs in zip(labels[0][:2], differ[:2], strict=True)
+        if text and not differs
+    ]
+    return common, [
+        ", ".join(text for text, differs in zip(texts, differ, strict=True) if text and differs)
+        for texts in labels
+    ]
 
 
-def _titles(schedules: Iterable[Sequence[int]], apart: Sequence[str]) -> tuple[list[str], float]:
-    """A title for each panel, and the inches that they take beyond a line."""
-    lines = [[*textwrap.wrap(_name(each), TITLE_CHARS), *textwrap.wrap(of, TITLE_CHARS)] for each, of in zip(schedules, apart, strict=True)]
-    return ["\n".join(each) for each in lines], LINE_IN * (max(map(len, lines)) - 1)
+def _titles(
+    schedules: Iterable[tuple[int, ...]], distinct: Sequence[str]
+) -> tuple[list[str], float]:
+    """Returns a title for each panel, and the inches that titles take beyond one line."""
+    lines = [
+        [*textwrap.wrap(schedule_name(item), TITLE_CHARS), *textwrap.wrap(label, TITLE_CHARS)]
+        for item, label in zip(schedules, distinct, strict=True)
+    ]
+    return ["\n".join(item) for item in lines], LINE_IN * (max(map(len, lines)) - 1)
 
 
-def _part(shown: int, of: int) -> list[str]:
-    return [f"{shown} of {of} shown"] if shown < of else []
+def _shown_note(shown: int, total: int) -> list[str]:
+    """Returns a note such as '4 of 7 shown', or nothing if all are shown."""
+    return [f"{shown} of {total} shown"] if shown < total else []
 
 
-def _seen_of_courses(shown: Sequence[tuple[Comparable, pd.Series]], apart: Sequence[str]) -> str:
-    """'Cycles of 2 at 80.6 %; one cosine of 8 at 84.1 % in the end'; of several groups, whose schedules have one name, the range."""
+def _courses_title(shown: Sequence[tuple[Comparable, pd.Series]], distinct: Sequence[str]) -> str:
+    """Returns for example 'Cycles of 2 at 80.6 %; one cosine of 8 at 84.1 % at the end'.
+
+    With several groups, whose schedules share names, it returns the range of accuracies instead.
+    """
     ends = [100 * trial["accuracy"] for _, trial in shown]
-    if any(apart):
-        return f"Validation accuracy ends between {min(ends):.1f} and {max(ends):.1f} %"
-    said = "; ".join(f"{_name(schedule_of(trial))} at {end:.1f} %" for (_, trial), end in zip(shown, ends, strict=True))
-    return f"{said[0].upper()}{said[1:]} in the end"
+    note = accuracy_note(pd.DataFrame([trial for _, trial in shown]))
+    if any(distinct):
+        return f"Validation accuracy ends between {min(ends):.1f} and {max(ends):.1f} %{note}"
+    text = "; ".join(
+        f"{schedule_name(schedule_of(trial))} at {end:.1f} %"
+        for (_, trial), end in zip(shown, ends, strict=True)
+    )
+    return f"{text[0].upper()}{text[1:]} at the end{note}"
 
 
-def _of_frame(frame: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
-    trials.attrs = {"uri": frame.attrs["uri"]}
-    return trials
+def _set_heading(figure: Figure, title: str, details: Sequence[str]) -> None:
+    """Sets the heading of a figure: a title and, on the next lines, details."""
+    figure.suptitle(
+        f"{textwrap.fill(title, 60)}\n{textwrap.fill(', '.join(details), 75)}",
+        x=0.01,
+        ha="left",
+        fontsize=11,
+    )
 
 
-def _headed(figure: Figure, seen: str, of: Sequence[str]) -> None:
-    figure.suptitle(f"{textwrap.fill(seen, 60)}\n{textwrap.fill(', '.join(of), 75)}", x=0.01, ha="left", fontsize=11)
+def _style(index: int) -> dict[str, Any]:
+    """Returns the line style with this index."""
+    colour, marker = LINES[index]
+    return {
+        "color": colour,
+        "marker": marker,
+        "markersize": 3.5,
+        "linewidth": 1.4,
+        "linestyle": ("-", "--")[index % 2],
+    }
 
 
-def _name(schedule: Sequence[int]) -> str:
-    return f"cycles of {schedule_text(tuple(schedule))}" if len(schedule) > 1 else f"one cosine of {schedule[0]}"
+def _scheduled_rates(trial: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the epochs trained and the learning rates scheduled at them.
 
-
-def _style(at: int) -> dict[str, Any]:
-    colour, marker = LINES[at]
-    return {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.4, "linestyle": ("-", "--")[at % 2]}
-
-
-def _scheduled(trial: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs trained and the learning rate there, from `lr` down to `lr_min` along half a cosine in each cycle."""
+    In each cycle the rate falls from `lr` to `lr_min` along half a cosine.
+    """
     lr, low = float(trial["sgdr.lr"]), float(trial.get("sgdr.lr_min", 0.0))
     lengths, part = np.array(schedule_of(trial)), np.linspace(0, 1, 61)
     starts = lengths.cumsum() - lengths
-    return (starts[:, None] + lengths[:, None] * part).ravel(), np.tile(low + (lr - low) * (1 + np.cos(np.pi * part)) / 2, len(lengths))
+    return (starts[:, None] + lengths[:, None] * part).ravel(), np.tile(
+        low + (lr - low) * (1 + np.cos(np.pi * part)) / 2, len(lengths)
+    )
 
 
-def _course(column: Sequence[Axes], trial: pd.Series, epochs: pd.DataFrame, snapshots: pd.DataFrame) -> None:
-    """`epochs` is the number trained by then, so that a snapshot stands at its cycle's end."""
+def _draw_course(
+    column: Sequence[Axes], trial: pd.Series, epochs: pd.DataFrame, snapshots: pd.DataFrame
+) -> None:
+    """Draws the three panels of one trial.
+
+    The x axis is the number of epochs trained, so that a snapshot stands at its cycle's end.
+    """
     trained = epochs["epoch"] + 1
-    column[0].plot(*_scheduled(trial), **SCHEDULE)
+    column[0].plot(*_scheduled_rates(trial), **SCHEDULE)
     column[0].plot(trained, epochs["lr"], **RECORDED)
-    for at, series in enumerate(("loss/training", "loss/validation")):
-        column[1].plot(trained, epochs[series], **_style(at))
+    for index, series in enumerate(("loss/training", "loss/validation")):
+        column[1].plot(trained, epochs[series], **_style(index))
     column[2].plot(trained, epochs["accuracy/validation"], **_style(1))
     column[2].plot(snapshots["epochs"].astype(float), snapshots["snapshot/accuracy"], **SNAPSHOT)
     for axes in column:
@@ -174,67 +257,37 @@ def _course(column: Sequence[Axes], trial: pd.Series, epochs: pd.DataFrame, snap
     column[2].set_xlabel("epochs trained")
 
 
-def _snapshots(frame: pd.DataFrame, group: Comparable) -> pd.DataFrame:
-    """`snapshot_rows` of the group's completed trials, with their schedule."""
-    trials = _of_frame(frame, completed(group.trials))
-    return _with_schedule(snapshot_rows(trials), trials)
-
-
-def _with_schedule(rows: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
-    schedules = {trial["run_id"]: schedule_of(trial) for _, trial in trials.iterrows()}
-    return rows.assign(schedule=[schedules[run_id] for run_id in rows["run_id"]])
-
-
-def _ensemble(axes: Axes, of: tuple[Comparable, pd.DataFrame]) -> None:
-    group, rows = of
-    handles = []
-    schedules = sorted(set(rows["schedule"]), key=lambda lengths: (-len(lengths), lengths))
-    for at, schedule in enumerate(schedules):
-        colour, marker = LINES[at % len(LINES)]
-        by_count = rows[rows["schedule"] == schedule].groupby("snapshots")["snapshot/ensemble_accuracy"]
-        mean, low, high = (100 * figure for figure in (by_count.mean(), by_count.min(), by_count.max()))
-        x = mean.index + 0.06 * (at - (len(schedules) - 1) / 2)
-        axes.errorbar(x, mean, [mean - low, high - mean], color=colour, marker=marker, capsize=3, linewidth=1.6, markersize=5.5)
-        handles.append(Line2D([], [], color=colour, marker=marker, label=_name(schedule)))
-    if rows.groupby("schedule")["run_id"].nunique().max() > 1:
-        handles.append(Line2D([], [], color="#000000", marker="|", linestyle="", markersize=10, label="lowest to highest trial"))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("snapshots in the ensemble")
-    axes.set_ylabel("validation accuracy, %")
-    legend_beside(axes, handles)
-    titled(axes, group, _seen_of_ensembles(rows))
-
-
-def _seen_of_ensembles(rows: pd.DataFrame) -> str:
-    last = rows[rows["snapshots"] == rows["schedule"].map(len)]
-    means = 100 * last.groupby("schedule")["snapshot/ensemble_accuracy"].mean()
-    if means.empty:
-        return "No ensemble is whole"
-    best = means.idxmax()
-    if len(best) == 1:
-        return f"One cosine of {best[0]} reaches {means[best]:.1f} %, the highest"
-    alone = 100 * last[last["schedule"] == best]["snapshot/accuracy"].mean()
-    return f"The ensemble of {_name(best)} reaches {means[best]:.1f} %, the highest; its last snapshot alone {alone:.1f} %"
-
-
-def _pairs(frame: pd.DataFrame, group: Comparable) -> list[tuple[tuple[int, ...], np.ndarray]]:
-    """Schedule -> (M, M) mean shares, NaN where there is no pair."""
-    trials = _of_frame(frame, completed(group.trials))
-    rows = _with_schedule(disagreements(trials), trials)
-    found = []
-    for schedule, of_schedule in rows.groupby("schedule"):
+def _mean_disagreements(
+    runs: SweepRuns, group: Comparable
+) -> list[tuple[tuple[int, ...], np.ndarray]]:
+    """Returns pairs of a schedule and its (M, M) mean shares, NaN where there is no pair."""
+    trials = completed_trials(group.trials)
+    rows = add_schedule(disagreements(runs.with_trials(trials)), trials)
+    matrices = []
+    for schedule, schedule_rows in rows.groupby("schedule"):
         matrix = np.full((len(schedule), len(schedule)), np.nan)
-        for (cycle, other), share in of_schedule.groupby(["cycle", "other"])["share"].mean().items():
+        for (cycle, other), share in (
+            schedule_rows.groupby(["cycle", "other"])["share"].mean().items()
+        ):
             matrix[cycle, other] = share
-        found.append((schedule, matrix))
-    return found
+        matrices.append((schedule, matrix))
+    return matrices
 
 
-def _percents(axes: Axes, pairs: np.ndarray, most: float) -> None:
+def _write_percents(axes: Axes, pairs: np.ndarray, most: float) -> None:
+    """Writes the percentage into every cell, and labels the ticks."""
     for (row, column), share in np.ndenumerate(pairs):
         if not np.isnan(share):
             colour = "#ffffff" if share < 0.6 * most else "#000000"
-            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=9)
+            axes.text(
+                column,
+                row,
+                f"{100 * share:.0f}",
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=9,
+            )
     ticks = range(len(pairs))
     axes.set_xticks(ticks, [str(tick + 1) for tick in ticks])
     axes.set_yticks(ticks, [str(tick + 2) for tick in ticks])

@@ -1,10 +1,12 @@
-"""Table 2: where an epoch goes, by number of loader workers.
+"""Builds table 2: where an epoch goes, by number of loader workers.
 
-The one idea is two axes beside each other. On the host's, start, fill, wait, step and other are all of an epoch, in seconds; on the
-accelerator's, it is busy or it pauses. Whether the batch was ready when the loop asked, and the cores that were at work, say why. Size of
-/dev/shm changes whether a trial runs and not how its time is spent, so a worker count has one row, from the largest size that it has
-times for. Which trials were disturbed is said once, below table 1: there is no table 2 without one. `epoch_parts` gives the figures,
-`tables` the page.
+The one idea is two axes beside each other. On the host's axis, start, first batch, wait, step and
+other add up to an epoch, in seconds. On the accelerator's axis, it is busy or it pauses. Whether
+the batch was ready when the loop requested it, and how many cores were at work, explain why. The
+size of /dev/shm decides whether a trial runs, not how its time is spent. A worker count therefore
+has one row, from the largest size for which it has times. Disturbed trials are listed once, below
+table 1, since no table 2 stands without a table 1. `epoch_parts` returns the figures, `tables` the
+text.
 """
 
 import math
@@ -14,165 +16,251 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.page import WIDTH, decimals, grid, heading, spread
-from analysis.runs import Comparable
-from analysis.tradeoff import SHM, WORKERS, groups, timed
-from sweeps.names import written
+from analysis.comparable_groups import Comparable
+from analysis.number_text import MIB, count_text, decimals, mib, or_dash
+from analysis.runs import SweepRuns
+from analysis.text_tables import WIDTH, grid, heading, wrap_columns
+from analysis.tradeoff import SHM, WORKERS, groups, timed_trials
+from sweeps.names import format_parameter
 
-SPANS = ("start_s", "fill_s", "wait_s", "step_s", "other_s")
-MEDIANS = (*SPANS, "epoch_s", "clips_per_s", "busy_fraction", "stall_steps", "max_gap_s", "occupancy", "shm_peak_bytes", "read_bytes")
-HOST = ("start", "fill", "wait", "step", "other", "epoch", "clips\n/s")
-ACCELERATOR = ("busy\n%", "stalls", "gap\ns", "ready\n%", "cores", "peak\nMiB", "read\nMiB")
+SPANS = ("start_s", "first_batch_s", "data_wait_s", "step_s", "other_s")
+MEDIANS = (
+    *SPANS,
+    "epoch_s",
+    "clips_per_s",
+    "busy_fraction",
+    "stall_steps",
+    "max_gap_s",
+    "prefetch_hit_rate",
+    "shm_peak_bytes",
+    "read_bytes",
+)
+HOST = ("start", "first\nbatch", "wait", "step", "other", "epoch", "clips\n/s")
+ACCELERATOR = ("busy\n%", "stall\nsteps", "gap\ns", "ready\n%", "cores", "peak\nMiB", "read\nMiB")
 CAPTION = (
-    "Medians over {trials}. The host's seconds: start makes workers, fill awaits the first batch, wait the later ones. The accelerator's: "
-    "busy, of the epoch; stalls, steps it idled over 1 ms for; gap, its longest pause. Ready: batches there when asked for. Cores: CPU "
-    "seconds a second, workers' and all. Peak: of /dev/shm. Read: from storage; 0.0 came from the page cache."
+    "Medians over {trials}. The host's seconds: start creates workers; first batch and wait are the"
+    " waits for the first and the later batches. The accelerator: busy share of the epoch; stall"
+    " steps, before which it idled over 1 ms; gap, its longest pause. Ready: batches prepared when"
+    " requested. Cores: CPU seconds a second, workers included. Peak: most used of /dev/shm. Read:"
+    " from storage; 0.0 means from the page cache."
 )
 
 
-def epoch_parts(frame: pd.DataFrame) -> pd.DataFrame:
-    """Table 2 as a tidy frame, a row a worker count, from the frame of `runs.sweep_runs`.
+def epoch_parts(runs: SweepRuns) -> pd.DataFrame:
+    """Returns table 2 as a tidy frame, a row a worker count.
 
-    Columns: sweep, block, varied, surroundings (str; the table the row belongs to), num_workers (int), shm_size (str, '64M' or 'node'), n,
-    older (int: trials with these figures, and timed trials that were recorded before there were such figures), device (str), cores (float:
-    CPU seconds of training and workers over epoch_s), machine_cores (float), preparing (float: CPU seconds of workers over epoch_s, for
-    each of the workers that can compute at once; NaN at 0 workers), main_cpu_s (float), and the median over n trials of each name in
-    MEDIANS, in its unit there (float, NaN where not measured: occupancy has no meaning at 0 workers). Blocks without a table 1 are left
-    out.
+    Columns:
+        sweep, block, varied, surroundings   str; the table that the row belongs to
+        num_workers     int
+        shm_size        str, '64M' or 'node'
+        n, older        int: trials with these figures, and timed trials that were recorded before
+                        these figures existed
+        device          str
+        cores           float, CPU seconds of training and workers over epoch_s
+        machine_cores   float
+        preparing       float: CPU seconds of workers over epoch_s, for each of the workers that can
+                        compute at once; NaN at 0 workers
+        main_cpu_s      float
+    Each name in MEDIANS is a column too: the median over n trials, in its unit in sweeps.metrics
+    (float, NaN where not measured; prefetch_hit_rate has no meaning at 0 workers). Blocks without a
+    table 1 are left out.
     """
-    return pd.DataFrame([row for group in groups(frame) for row in _rows(group)])
+    return pd.DataFrame([row for group in groups(runs) for row in _rows(group)])
 
 
 def epoch_parts_of(group: Comparable) -> pd.DataFrame:
-    """The rows of one table 2."""
+    """Returns the rows of one table 2."""
     return pd.DataFrame(_rows(group))
 
 
-def tables(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
-    """Table 2 as text, one beside each table 1 whose trials have these figures."""
-    return [_table(group, rows, markdown) for group in groups(frame) if not (rows := epoch_parts_of(group)).empty]
+def tables(runs: SweepRuns, markdown: bool = False) -> list[str]:
+    """Returns table 2 as texts, one beside each table 1 whose trials have these figures."""
+    return [
+        _table(group, rows, markdown)
+        for group in groups(runs)
+        if not (rows := epoch_parts_of(group)).empty
+    ]
 
 
 def _rows(group: Comparable) -> Iterator[dict[str, Any]]:
-    told, with_time = _told(group.trials), timed(group.trials)
-    for workers, alike in told.groupby(WORKERS):
-        size = None if alike[SHM].isna().any() else int(alike[SHM].max())  # the node's own counts as the largest
+    """Yields a row for each worker count of a group."""
+    with_figures, with_time = _with_figures(group.trials), timed_trials(group.trials)
+    for workers, same_count in with_figures.groupby(WORKERS):
+        # The node's own size counts as the largest.
+        size = None if same_count[SHM].isna().any() else int(same_count[SHM].max())
         yield {
             **group.labels,
             "num_workers": int(workers),
-            "shm_size": written(SHM, size),
-            **parts(alike[alike[SHM].isna() if size is None else alike[SHM] == size]),
-            "older": int((with_time[WORKERS] == workers).sum()) - len(alike),
+            "shm_size": format_parameter(SHM, size),
+            **parts(
+                same_count[same_count[SHM].isna() if size is None else same_count[SHM] == size]
+            ),
+            "older": int((with_time[WORKERS] == workers).sum()) - len(same_count),
         }
 
 
-def _told(trials: pd.DataFrame) -> pd.DataFrame:
-    """The timed trials that have these figures."""
-    with_time = timed(trials)
+def _with_figures(trials: pd.DataFrame) -> pd.DataFrame:
+    """Returns the timed trials that have these figures."""
+    with_time = timed_trials(trials)
     return with_time[with_time[list(SPANS)].notna().all(axis=1)]
 
 
 def parts(trials: pd.DataFrame) -> dict[str, Any]:
-    """Where the epochs of trials of one number of workers go; the columns are those of `epoch_parts`."""
-    trials = _told(trials)
+    """Returns where the epochs of trials with one number of workers go.
+
+    The keys are columns of `epoch_parts`.
+    """
+    trials = _with_figures(trials)
     if trials.empty:
         return {"n": 0}
-    workers, machine_cores = int(trials[WORKERS].iloc[0]), float(pd.to_numeric(trials["cores"]).iloc[0])
+    workers, machine_cores = (
+        int(trials[WORKERS].iloc[0]),
+        float(pd.to_numeric(trials["cores"]).iloc[0]),
+    )
     return {
         "n": len(trials),
         "device": trials["device"].iloc[0],
         "cores": _cores(trials).median(),
         "machine_cores": machine_cores,
-        "preparing": (trials["worker_cpu_s"] / trials["epoch_s"]).median() / min(workers, machine_cores) if workers else math.nan,
+        "preparing": (
+            (trials["worker_cpu_s"] / trials["epoch_s"]).median() / min(workers, machine_cores)
+            if workers
+            else math.nan
+        ),
         "main_cpu_s": trials["main_cpu_s"].median(),
         **{name: trials[name].median() for name in MEDIANS},
     }
 
 
 def _cores(trials: pd.DataFrame) -> pd.Series:
-    """Cores at work on average. Without workers there is no CPU time of theirs; with workers, a missing one is not zero."""
-    of_workers = trials["worker_cpu_s"].mask(trials[WORKERS] == 0, 0.0)
-    return (trials["main_cpu_s"] + of_workers) / trials["epoch_s"]
+    """Returns the average number of cores at work in each trial.
+
+    At 0 workers the CPU time of workers is zero. With workers, a missing CPU time stays missing.
+    """
+    worker_cpu_s = trials["worker_cpu_s"].mask(trials[WORKERS] == 0, 0.0)
+    return (trials["main_cpu_s"] + worker_cpu_s) / trials["epoch_s"]
 
 
 def _table(group: Comparable, rows: pd.DataFrame, markdown: bool) -> str:
-    size = f" at shm {_usual(rows)}" if group.trials[SHM].nunique(dropna=False) > 1 else ""
+    """Returns one table 2 as text."""
+    size = f" at shm {_usual_size(rows)}" if group.trials[SHM].nunique(dropna=False) > 1 else ""
     title = heading(f"Where an epoch goes{size}", rows.iloc[0], markdown)
     digits = decimals(rows["epoch_s"].min())
-    caption = CAPTION.format(trials=_counts(rows))
-    notes = [caption if markdown else textwrap.fill(caption, WIDTH), *_sizes(rows), *_shipped(group), *_sums(rows, digits), *_older(rows)]
-    return "\n".join([title, *drawn(rows, "workers", [str(count) for count in rows["num_workers"]], markdown), *notes])
+    caption = CAPTION.format(trials=_trial_counts(rows))
+    notes = [
+        caption if markdown else textwrap.fill(caption, WIDTH),
+        *_size_notes(rows),
+        *_batch_size_note(group),
+        *_rounding_note(rows, digits),
+        *_older_note(rows),
+    ]
+    return "\n".join(
+        [
+            title,
+            *draw_parts(rows, "workers", [str(count) for count in rows["num_workers"]], markdown),
+            *notes,
+        ]
+    )
 
 
-def drawn(rows: pd.DataFrame, of: str, labels: Sequence[str], markdown: bool) -> list[str]:
-    """The two axes of these rows beside each other, or below where the terminal is too narrow, each row under its label."""
+def draw_parts(
+    rows: pd.DataFrame, label_header: str, labels: Sequence[str], markdown: bool
+) -> list[str]:
+    """Returns the two axes of these rows side by side, or one below the other.
+
+    The terminal's width decides. Each row begins with its label.
+    """
     digits = decimals(rows["epoch_s"].min())
     axes = {"host": (HOST, _host), "accelerator": (ACCELERATOR, _accelerator)}
 
     def draw(names: Sequence[str]) -> str:
-        headers = [of, *(header for name in names for header in axes[name][0])]
+        """Returns the axes with these names as one table."""
+        headers = [label_header, *(header for name in names for header in axes[name][0])]
         texts = [
             [label, *(text for name in names for text in axes[name][1](row, digits))]
             for label, row in zip(labels, rows.itertuples(), strict=True)
         ]
         return grid(headers, texts, ["right"] * len(headers), markdown)
 
-    return spread(list(axes), draw, markdown)
+    return wrap_columns(list(axes), draw, markdown)
 
 
 def _host(row: Any, digits: int) -> list[str]:
-    return [*(_figure(getattr(row, name), digits) for name in (*SPANS, "epoch_s")), _figure(row.clips_per_s, 0)]
-
-
-def _accelerator(row: Any, digits: int) -> list[str]:
-    mib = [value / 2**20 for value in (row.shm_peak_bytes, row.read_bytes)]
+    """Returns the texts of the host's axis."""
     return [
-        _figure(100 * row.busy_fraction, 0),
-        "-" if pd.isna(row.stall_steps) else f"{row.stall_steps:g}",
-        _figure(row.max_gap_s, max(2, digits)),
-        _figure(100 * row.occupancy, 0),
-        _figure(row.cores, 2),
-        *(_figure(value, 0 if value >= 1000 else 1) for value in mib),
+        *(or_dash(getattr(row, name), f",.{digits}f") for name in (*SPANS, "epoch_s")),
+        or_dash(row.clips_per_s, ",.0f"),
     ]
 
 
-def _figure(value: float, digits: int) -> str:
-    return "-" if pd.isna(value) else f"{value:,.{digits}f}"
+def _accelerator(row: Any, digits: int) -> list[str]:
+    """Returns the texts of the accelerator's axis."""
+    sizes = [value / MIB for value in (row.shm_peak_bytes, row.read_bytes)]
+    return [
+        or_dash(100 * row.busy_fraction, ",.0f"),
+        or_dash(row.stall_steps, "g"),
+        or_dash(row.max_gap_s, f",.{max(2, digits)}f"),
+        or_dash(100 * row.prefetch_hit_rate, ",.0f"),
+        or_dash(row.cores, ",.2f"),
+        *(or_dash(size, ",.0f" if size >= 1000 else ",.1f") for size in sizes),
+    ]
 
 
-def _counts(rows: pd.DataFrame) -> str:
-    """'3 trials', and where a row has another number of them, '3 trials (1 at 8 workers)'."""
+def _trial_counts(rows: pd.DataFrame) -> str:
+    """Returns '3 trials', or '3 trials (1 at 8 workers)' if a row has another number of them."""
     usual = int(rows["n"].mode().max())
-    others = [f"{row.n} at {row.num_workers} workers" for row in rows.itertuples() if row.n != usual]
-    return f"{usual} trial{'s' * (usual > 1)}" + (f" ({', '.join(others)})" if others else "")
+    others = [
+        f"{row.n} at {row.num_workers} workers" for row in rows.itertuples() if row.n != usual
+    ]
+    return count_text(usual, "trial") + (f" ({', '.join(others)})" if others else "")
 
 
-def _usual(rows: pd.DataFrame) -> str:
+def _usual_size(rows: pd.DataFrame) -> str:
+    """Returns the most frequent size of /dev/shm."""
     return str(rows["shm_size"].mode()[0])
 
 
-def _sizes(rows: pd.DataFrame) -> list[str]:
-    """Rows that are from another /dev/shm than the table's title says."""
-    return [f"{row.num_workers} workers: at shm {row.shm_size}." for row in rows.itertuples() if row.shm_size != _usual(rows)]
+def _size_notes(rows: pd.DataFrame) -> list[str]:
+    """Returns a note for each row whose /dev/shm differs from that of the table's title."""
+    return [
+        f"{row.num_workers} workers: at shm {row.shm_size}."
+        for row in rows.itertuples()
+        if row.shm_size != _usual_size(rows)
+    ]
 
 
-def _shipped(group: Comparable) -> list[str]:
-    """What decides how much /dev/shm is needed: the bytes of a clip in this form."""
+def _batch_size_note(group: Comparable) -> list[str]:
+    """Returns the bytes of a batch and of a clip in this format.
+
+    They decide how much /dev/shm is needed.
+    """
     trials = group.trials
-    if "loader.batch_size" not in trials or trials["batch_bytes"].isna().all():
+    # Of joined sweeps, one may have recorded neither figure
+    known = trials.reindex(columns=["loader.batch_size", "batch_bytes"]).dropna()
+    if known.empty:
         return []
-    clips, size = int(trials["loader.batch_size"].iloc[0]), float(trials["batch_bytes"].max())
-    return [f"A batch of {clips} clips is {size / 2**20:,.1f} MiB, {size / clips / 2**10:,.1f} KiB a clip."]
+    clips, size = int(known["loader.batch_size"].iloc[0]), float(known["batch_bytes"].max())
+    return [f"A batch of {clips} clips is {mib(size)}, {size / clips / 2**10:,.1f} KiB a clip."]
 
 
-def _sums(rows: pd.DataFrame, digits: int) -> list[str]:
-    """Spans add up to the epoch in every epoch; their medians need not, which is said where it shows."""
+def _rounding_note(rows: pd.DataFrame, digits: int) -> list[str]:
+    """Returns a note if the medians of the spans visibly do not add up to the epoch.
+
+    Spans add up in every epoch, but their medians need not.
+    """
     spans = rows[list(SPANS)].round(digits).sum(axis=1)
     rounding = (len(SPANS) + 1) / 2 * 10**-digits
     shows = ((spans - rows["epoch_s"].round(digits)).abs() > rounding * 1.001).any()
-    return ["Each median is taken by itself, so the spans need not add up to the epoch."] if shows else []
+    return (
+        ["Each median is computed separately, so the spans need not add up to the epoch."]
+        if shows
+        else []
+    )
 
 
-def _older(rows: pd.DataFrame) -> list[str]:
+def _older_note(rows: pd.DataFrame) -> list[str]:
+    """Returns a note on trials that ran before these figures were recorded."""
     older = int(rows["older"].sum())
-    return [f"Not in it: {older} trials that ran before these figures were recorded."] if older else []
+    return (
+        [f"Excluded: {older} trials that ran before these figures were recorded."] if older else []
+    )

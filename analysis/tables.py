@@ -1,4 +1,7 @@
-"""All tables of a sweep from the tracker alone, as text, which launch.py prints and `python -m analysis NAME` prints again, and as CSV."""
+"""Builds all tables of a sweep from the tracker alone, as text and as CSV.
+
+launch.py prints the text, and `python -m analysis NAME` prints it again.
+"""
 
 import shlex
 import textwrap
@@ -7,111 +10,197 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import cycle_choice, cycles, epochs, fit, forecasts, loader_keys, recommendation, tradeoff
-from analysis.page import WIDTH, WORDS
-from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, joined_runs
-from sweeps.tracker import database_file, resolve_uri
-from sweeps.tracking import SETTLED
+from analysis import (
+    cycle_recommendation,
+    cycles,
+    epochs,
+    forecasts,
+    loader_tables,
+    recommendation,
+    shm_table,
+    tradeoff,
+    tradeoff_table,
+)
+from analysis.number_text import whole_from_ten
+from analysis.runs import DEFAULT_EXPERIMENT, DEFAULT_URI, SweepRuns, join_sweep_runs
+from analysis.text_tables import OUTCOME_LABELS, WIDTH
+from sweeps.output import mask_passwords
+from sweeps.tracking.mlflow_client import database_file, mlflow_uri, resolve_uri
+from sweeps.trial_states import SETTLED
 
-SHOWN_FAILURES = 5
+MAX_SHOWN_FAILURES = 5
+# First words of `python -m analysis` that are no sweep. One with such a name comes after `--`.
+SUBCOMMANDS = ("timeline", "article")
 TABLES = (  # of a block, in this order
-    tradeoff.tables,
-    loader_keys.tables,
+    tradeoff_table.tables,
+    loader_tables.tables,
     epochs.tables,
     forecasts.tables,
-    fit.tables,
+    shm_table.tables,
     cycles.tables,
 )
-ADVICE = (recommendation.sentences, cycle_choice.sentences)  # comes last, where whoever looks at a terminal looks first
-FRAMES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {  # name of the CSV file -> what stands in it
-    "trials": lambda frame: frame,
+# Recommendations come last, since a terminal's last lines are read first.
+ADVICE = (recommendation.sentences, cycle_recommendation.sentences)
+# name of the CSV file -> function that builds its frame
+FRAMES: dict[str, Callable[[SweepRuns], pd.DataFrame]] = {
+    "trials": lambda runs: runs.trials,
     "epoch_times": tradeoff.epoch_times,
-    "key_times": loader_keys.key_times,
+    "key_times": loader_tables.key_times,
     "epoch_parts": epochs.epoch_parts,
     "forecasts": forecasts.forecasts,
     "choices": forecasts.choices,
-    "shm_fits": fit.fits,
+    "shm_fits": shm_table.fits,
     "cycle_accuracies": cycles.cycle_accuracies,
     "recommendations": recommendation.recommendations,
-    "cycle_recommendations": cycle_choice.cycle_recommendations,
+    "cycle_recommendations": cycle_recommendation.cycle_recommendations,
 }
 
 
-def render(name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT, markdown: bool = False) -> str:
-    """Every table of a sweep for the terminal, or as Markdown for its artifact tables.md. LookupError: no such sweep."""
-    return body(joined_runs([name], uri, experiment), markdown) + "\n\n" + _next(name, uri, experiment, markdown) + "\n"
+def render(
+    name: str, uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT, markdown: bool = False
+) -> str:
+    """Returns every table of a sweep as text for the terminal, or as Markdown for tables.md.
+
+    Raises LookupError if there is no such sweep.
+    """
+    return (
+        body(join_sweep_runs([name], uri, experiment), markdown)
+        + "\n\n"
+        + _next_commands(name, uri, experiment, markdown)
+        + "\n"
+    )
 
 
-def body(frame: pd.DataFrame, markdown: bool = False) -> str:
-    """Every table of the trials of `runs.sweep_runs`, or of a part of them."""
-    return "\n\n".join([head(frame, markdown), *of_blocks(frame, markdown)])
+def body(runs: SweepRuns, markdown: bool = False) -> str:
+    """Returns every table of a sweep, or of a part of its trials, as text."""
+    return "\n\n".join([head(runs, markdown), *block_tables(runs, markdown)])
 
 
-def of_blocks(frame: pd.DataFrame, markdown: bool = False) -> list[str]:
-    """The tables alone, block by block, and then what each recommends."""
-    blocks = [trials for _, trials in frame.groupby("block", sort=False)]
-    return [text for kinds in (TABLES, ADVICE) for trials in blocks for of_block in kinds for text in of_block(trials, markdown)]
+def block_tables(runs: SweepRuns, markdown: bool = False) -> list[str]:
+    """Returns the tables block by block, and then the recommendations of each block."""
+    blocks = [block for _, block in runs.blocks()]
+    return [
+        text
+        for kinds in (TABLES, ADVICE)
+        for block in blocks
+        for make_texts in kinds
+        for text in make_texts(block, markdown)
+    ]
 
 
-def write_csv(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Writes <folder>/<name>.csv for each of FRAMES that has a row, with the columns that its docstring tells; returns the files."""
+def write_csv(runs: SweepRuns, folder: Path) -> list[Path]:
+    """Writes <folder>/<name>.csv for each of FRAMES that has a row, and returns the files.
+
+    The columns are in the docstring of the function that builds the frame.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tidy = {folder / f"{name}.csv": of(frame) for name, of in FRAMES.items()}
+    tidy = {folder / f"{name}.csv": build(runs) for name, build in FRAMES.items()}
     for file, rows in tidy.items():
-        file.unlink(missing_ok=True)  # what an earlier version of the sweep left
+        file.unlink(missing_ok=True)  # may be from an earlier version of the sweep
         if len(rows):
             rows.to_csv(file, index=False)
     return [file for file in tidy if file.exists()]
 
 
-def rebuild_command(names: Sequence[str], uri: str = DEFAULT_URI, experiment: str = DEFAULT_EXPERIMENT, flags: Sequence[str] = ()) -> str:
-    """The command that prints the tables again, from the folder in which the sweep was launched."""
-    words = ["python", "-m", "analysis", *names]
-    if resolve_uri(uri) != resolve_uri(DEFAULT_URI):
-        words += ["--uri", uri]
+def rebuild_command(
+    names: Sequence[str],
+    uri: str = DEFAULT_URI,
+    experiment: str = DEFAULT_EXPERIMENT,
+    flags: Sequence[str] = (),
+) -> str:
+    """Returns the command that prints the tables again, run in the folder of the launch."""
+    options = list(flags)
     if experiment != DEFAULT_EXPERIMENT:
-        words += ["--experiment", experiment]
-    return shlex.join([*words, *flags])
+        options = ["--experiment", experiment, *options]
+    if resolve_uri(uri) != resolve_uri(DEFAULT_URI):
+        options = ["--uri", mask_passwords(uri), *options]
+    words = [*options, "--", *names] if names[0] in SUBCOMMANDS else [*names, *options]
+    return shlex.join(["python", "-m", "analysis", *words])
 
 
-def head(frame: pd.DataFrame, markdown: bool = False) -> str:
-    """The sweep in a line, and what keeps the tables from being whole."""
-    planned = frame[frame["planned"].astype(bool)]
-    counts = [f"{count} {WORDS.get(outcome, outcome)}" for outcome, count in planned["outcome"].value_counts().items()]
-    title = f"Sweep {frame.attrs['sweep']}: {', '.join(counts) or 'no trial has run yet'}"
-    lines = [f"## {title}" if markdown else textwrap.fill(title, WIDTH), *_left_to_forecasts(frame)]
-    if missing := frame.attrs["plan"] - len(planned):
-        lines.append(f"{missing} of {frame.attrs['plan']} planned trials have not run.")
-    if others := len(frame) - len(planned):
-        lines.append(f"{others} trials of an earlier version of this sweep are in MLflow and not in these tables.")
+def head(runs: SweepRuns, markdown: bool = False) -> str:
+    """Returns a line on the sweep, and lines on what the tables lack."""
+    planned = runs.planned
+    counts = [
+        f"{count} {OUTCOME_LABELS.get(outcome, outcome)}"
+        for outcome, count in planned["outcome"].value_counts().items()
+    ]
+    title = f"Sweep {runs.name}: {', '.join(counts) or 'no trial has run yet'}"
+    lines = [
+        f"## {title}" if markdown else textwrap.fill(title, WIDTH),
+        *_forecast_only_line(runs),
+    ]
+    lines += [line.strip() if markdown else line for line in runs.corpora]
+    if missing := runs.planned_count - len(planned):
+        lines.append(f"{missing} of {runs.planned_count} planned trials have not run.")
+    if others := len(runs.trials) - len(planned):
+        lines.append(
+            f"{others} trials of an earlier version of this sweep are in MLflow and not in these"
+            " tables."
+        )
     failed = planned[~planned["outcome"].isin([*SETTLED, "running"])]
-    lines += [f"{trial.run_name}: {trial.outcome}, {_first_line(trial.evidence)}" for trial in failed.head(SHOWN_FAILURES).itertuples()]
-    if len(failed) > SHOWN_FAILURES:
-        lines.append(f"and {len(failed) - SHOWN_FAILURES} more that failed.")
+    lines += _diverged_lines(planned)
+    lines += [
+        f"{trial.run_name}: {trial.outcome}, {_first_line(trial.evidence)}"
+        for trial in failed.head(MAX_SHOWN_FAILURES).itertuples()
+    ]
+    if len(failed) > MAX_SHOWN_FAILURES:
+        lines.append(f"and {len(failed) - MAX_SHOWN_FAILURES} more that failed.")
     return ("\n\n" if markdown else "\n").join(lines)
 
 
-def _left_to_forecasts(frame: pd.DataFrame) -> list[str]:
-    """What `method: forecast` spared: a trial that is sure to overflow would have ended at once."""
-    if not (left_out := frame.attrs["forecast_only"]):
+def _diverged_lines(planned: pd.DataFrame) -> list[str]:
+    """Returns a line for each trial whose training diverged, wholly or after some snapshots."""
+    if planned.empty:
         return []
-    seconds = [row["forecast_epoch_s"] * row["sgdr.epochs"] for row in left_out if row.get("forecast_fit") != "overflows"]
-    measured, minutes = frame.attrs["plan"], sum(seconds) / 60
-    said = f"{minutes:.0f}" if minutes >= 10 else f"{minutes:.1f}"
-    return [f"{measured} of {measured + len(left_out)} trials measured, the others forecast: about {said} min saved."]
+    trials = planned[cycles.has_diverged(planned)]
+    lines = [
+        f"{trial.run_name}: {trial.outcome}, {_first_line(trial.evidence)}"
+        for trial in trials.head(MAX_SHOWN_FAILURES).itertuples()
+    ]
+    return lines + (
+        [f"and {len(trials) - MAX_SHOWN_FAILURES} more that diverged."]
+        if len(trials) > MAX_SHOWN_FAILURES
+        else []
+    )
+
+
+def _forecast_only_line(runs: SweepRuns) -> list[str]:
+    """Returns the time that `method: forecast` saved.
+
+    A trial that is sure to overflow would have ended at once and saves nothing.
+    """
+    if not runs.forecast_only:
+        return []
+    seconds = [
+        row["forecast_epoch_s"] * row["sgdr.epochs"]
+        for row in runs.forecast_only
+        if row.get("forecast_fit") != "overflows"
+    ]
+    measured = runs.planned_count
+    return [
+        f"{measured} of {measured + len(runs.forecast_only)} trials measured, the others forecast:"
+        f" about {whole_from_ten(sum(seconds) / 60)} min saved."
+    ]
 
 
 def _first_line(evidence: str | None) -> str:
+    """Returns the first line of the evidence, at most 160 characters."""
     return (evidence or "no evidence recorded").strip().partition("\n")[0][:160]
 
 
-def _next(name: str, uri: str, experiment: str, markdown: bool) -> str:
-    """Where to look next."""
-    uri = resolve_uri(uri)
-    see = uri
-    if database_file(uri):
-        see = "make ui" if uri == resolve_uri(DEFAULT_URI) else f"python -m mlflow ui --backend-store-uri {uri}"
-    commands = {"These tables again:": rebuild_command([name], uri, experiment), "Every epoch of every trial:": see}
+def _next_commands(name: str, uri: str, experiment: str, markdown: bool) -> str:
+    """Returns the commands that show more."""
+    ui_command = mask_passwords(uri)
+    if database_file(resolve_uri(uri)):
+        mlflow_command = shlex.join(
+            ["python", "-m", "mlflow", "ui", "--backend-store-uri", mlflow_uri(resolve_uri(uri))]
+        )
+        ui_command = "make ui" if resolve_uri(uri) == resolve_uri(DEFAULT_URI) else mlflow_command
+    commands = {
+        "These tables again:": rebuild_command([name], uri, experiment),
+        "Every epoch of every trial:": ui_command,
+    }
     if markdown:
-        return "\n".join(f"- {what} `{command}`" for what, command in commands.items())
-    return "\n".join(f"{what:<29}{command}" for what, command in commands.items())
+        return "\n".join(f"- {label} `{command}`" for label, command in commands.items())
+    return "\n".join(f"{label:<29}{command}" for label, command in commands.items())

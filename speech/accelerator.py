@@ -1,7 +1,8 @@
-"""Which accelerator a trial runs on, how fast it computes best, and the modelled one.
+"""Chooses the accelerator of a trial and its fastest settings, and models an accelerator.
 
-`cuda` without a GPU is an error, never a silent CPU run. `paced` replaces only the accelerator's work, by a wait: clips are read,
-transformed and shipped for real, so the epoch's timing is a loader's timing; it learns nothing.
+`cuda` without a GPU is an error, never a silent CPU run. `simulated` models an accelerator: it
+replaces only the accelerator's work, by a wait. Clips are read, transformed and sent as usual. The
+epoch's timing is therefore that of the loader. A simulated trial does not learn.
 """
 
 import re
@@ -10,93 +11,153 @@ import time
 
 import torch
 
-from speech.config import Device, Model, Pinned, Precision, TrialConfig
+from speech.config import RuntimeSettings, TrialConfig
 from speech.cpu import cpu_model
 from speech.learner import Learner
+from speech.training_config import Device, Model, Precision
 
 PROBE_STEPS = 5
-FASTER = 1.1  # a lower precision must be this much faster before it is worth leaving float32
+MIN_SPEEDUP = 1.1  # a lower precision replaces float32 only if it is faster by this factor
 
 
 class DeviceError(ValueError):
-    """The machine has none of the devices asked for."""
+    """Reports that the machine has none of the configured devices."""
 
 
-def choose(device: Device) -> str:
-    """'cuda', 'cpu' or 'paced': the first of `device.first_of` that this machine has."""
-    for name in device.first_of:
+def choose_device(device: Device) -> str:
+    """Returns the first device of `device.prefer` that this machine has.
+
+    It is 'cuda', 'cpu' or 'simulated'. Raises DeviceError if the machine has none of them.
+    """
+    for name in device.prefer:
         if name != "cuda" or torch.cuda.is_available():
             return name
-    mend = "Write device: auto or cpu, or {first_of: [cuda, paced], step_s: 0.025}."
-    raise DeviceError(f"device: cuda, but torch finds no CUDA GPU here. {mend}")
+    mend = "Write device: auto or cpu, or {prefer: [cuda, simulated], step_s: 0.025}."
+    raise DeviceError(f"device: cuda, but torch detects no CUDA GPU on this machine. {mend}")
 
 
-def name_of(device: str, keys: Device) -> str:
-    """What stands in the record: the GPU's or the CPU's name, or what the modelled accelerator is."""
+def device_name(device: str, device_config: Device) -> str:
+    """Returns the device's name for records.
+
+    It is the name of the GPU or the CPU, or a description of the simulated accelerator.
+    """
     if device == "cuda":
         return torch.cuda.get_device_name()
-    if device == "paced":
-        return f"paced: {keys.step_s * 1000:g} ms a step, {keys.host_s * 1000:g} ms of host CPU"
+    if device == "simulated":
+        return (
+            f"simulated accelerator: {device_config.step_s * 1000:g} ms a step,"
+            f" {device_config.host_cpu_s * 1000:g} ms of host CPU"
+        )
     return cpu_model()
 
 
 def gpu_names() -> list[str]:
+    """Returns the names of all GPUs of this machine."""
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
-def threads() -> dict[str, int]:
-    """Threads of this process's tensor operations as read back from torch, OpenMP and MKL; absent where torch was built without."""
+def thread_counts() -> dict[str, int]:
+    """Returns the thread counts of tensor operations that torch, OpenMP and MKL report.
+
+    A library that torch was built without is absent.
+    """
     info = torch.__config__.parallel_info()
-    found = {name: re.search(rf"{name}_get_max_threads\(\) : (\d+)", info) for name in ("omp", "mkl")}
-    return {"threads": torch.get_num_threads()} | {f"{name}_threads": int(match[1]) for name, match in found.items() if match}
+    matches = {
+        name: re.search(rf"{name}_get_max_threads\(\) : (\d+)", info) for name in ("omp", "mkl")
+    }
+    return {"threads": torch.get_num_threads()} | {
+        f"{name}_threads": int(match[1]) for name, match in matches.items() if match
+    }
 
 
-def work_paced(keys: Device) -> tuple[float, float]:
-    """One batch on the modelled accelerator: `host_s` of CPU is burnt, then `step_s` waited. Returns when the wait began and ended."""
-    until = time.thread_time() + keys.host_s
+def run_simulated_step(device_config: Device) -> tuple[float, float]:
+    """Runs one step on the simulated accelerator.
+
+    It uses the CPU for `host_cpu_s`, and then waits for `step_s`. Returns begin and end of the
+    wait.
+    """
+    until = time.thread_time() + device_config.host_cpu_s
     while time.thread_time() < until:
         pass
     began = time.perf_counter()
-    if keys.step_s:
-        time.sleep(keys.step_s)
+    if device_config.step_s:
+        time.sleep(device_config.step_s)
     return began, time.perf_counter()
 
 
-def fastest(config: TrialConfig, shape: tuple[int, int, int], threads: int) -> tuple[Pinned, str]:
-    """The precision and memory format in which a training step on (C, M, T) pictures is fastest, and a line that says so.
+def find_fastest_settings(
+    config: TrialConfig, shape: tuple[int, int, int], threads: int
+) -> tuple[RuntimeSettings, str]:
+    """Finds the precision and memory format of the fastest training step on pictures (C, M, T).
 
-    bfloat16 where the hardware has it, else float16 on a GPU; float32 unless the other is at least FASTER times as fast.
+    Returns them with a line that describes the choice. With `precision: auto` the candidates are
+    float32, and bfloat16 in both memory formats; on a GPU without bfloat16 it is float16. Otherwise
+    they are both memory formats of the configured precision. The first candidate is replaced only
+    by one that is at least MIN_SPEEDUP times as fast. Raises DeviceError if no candidate yields
+    finite values.
     """
     torch.set_num_threads(threads)
-    device = choose(config.device)
-    asked = _half_precisions(device) if config.precision == "auto" else [config.precision]
-    candidates = [Pinned(threads=threads)] if config.precision == "auto" else []
-    candidates += [Pinned(threads=threads, precision=precision, channels_last=last) for precision in asked for last in (False, True)]
-    seconds = {candidate: _step_seconds(config, candidate, device, shape) for candidate in candidates}
+    device = choose_device(config.device)
+    precisions = _half_precisions(device) if config.precision == "auto" else [config.precision]
+    candidates = [RuntimeSettings(threads=threads)] if config.precision == "auto" else []
+    candidates += [
+        RuntimeSettings(threads=threads, precision=precision, channels_last=last)
+        for precision in precisions
+        for last in (False, True)
+    ]
+    measured = {
+        candidate: _step_seconds(config, candidate, device, shape) for candidate in candidates
+    }
+    seconds = {candidate: step_s for candidate, step_s in measured.items() if step_s is not None}
+    if not seconds:
+        raise DeviceError(
+            f"precision: {config.precision}, but a training step on"
+            f" {device_name(device, config.device)} gives a loss or weights that are not finite."
+            " Write precision: float32, or auto."
+        )
+    candidates = list(seconds)
     best = min(candidates, key=lambda candidate: seconds[candidate])
-    if seconds[candidates[0]] < FASTER * seconds[best]:
+    if seconds[candidates[0]] < MIN_SPEEDUP * seconds[best]:
         best = candidates[0]
     layout = " channels_last" if best.channels_last else ""
     ratio = seconds[candidates[0]] / seconds[best]
-    against = f", {ratio:.1f} times as fast as {candidates[0].precision}" if best != candidates[0] else ""
-    return best, f"{best.precision}{layout} on {name_of(device, config.device)}, {threads} threads{against}"
+    comparison = (
+        f", {ratio:.1f} times as fast as {candidates[0].precision}" if best != candidates[0] else ""
+    )
+    return (
+        best,
+        (
+            f"{best.precision}{layout} on {device_name(device, config.device)}, {threads}"
+            f" threads{comparison}"
+        ),
+    )
 
 
 def _half_precisions(device: str) -> list[Precision]:
+    """Returns the 16-bit precision that the device computes best, as a list."""
     if device == "cuda":
-        return ["bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16"]  # Ampere is the first with bfloat16
+        # Ampere is the first generation with bfloat16
+        return ["bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float16"]
     return ["bfloat16"]
 
 
-def _step_seconds(config: TrialConfig, pinned: Pinned, device: str, shape: tuple[int, int, int]) -> float:
+def _step_seconds(
+    config: TrialConfig, runtime: RuntimeSettings, device: str, shape: tuple[int, int, int]
+) -> float | None:
+    """Measures a training step; returns its median seconds.
+
+    Returns None if the loss or the weights are not finite, since no trial may use such settings.
+    """
     untrained = config.model_copy(update={"model": Model(weights="none")})
-    learner = Learner(untrained, pinned, device, labels=10, channels=shape[0])
+    learner = Learner(untrained, runtime, device, labels=10, channels=shape[0])
     batch = config.loader.batch_size
     pictures, labels = torch.randn(batch, *shape), torch.zeros(batch, dtype=torch.long)
     seconds = []
     for _ in range(1 + PROBE_STEPS):
         began = time.perf_counter()
-        learner.learn((pictures, labels), lr=1e-6, mixup=1.0)
+        loss = learner.learn((pictures, labels), lr=1e-6, mixup=1.0)
         learner.synchronise()
         seconds.append(time.perf_counter() - began)
+    if not (loss.isfinite() and learner.has_finite_weights()):
+        return None
     return statistics.median(seconds[1:])

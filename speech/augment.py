@@ -1,7 +1,8 @@
-"""Changes to a training clip, drawn anew in every epoch from (seed, epoch, clip index).
+"""Random changes to training clips, drawn anew in every epoch from (seed, epoch, clip index).
 
-No draw touches a global random state, so what a clip becomes does not depend on which worker prepares it, nor on how many there
-are: the loss curve is the same bit for bit at 0, 2 and 8 workers. Waveforms are (S,) float32 arrays, pictures (C, M, T) tensors.
+No draw touches a global random state. Therefore the result does not depend on the worker that
+prepares a clip, nor on the number of workers: the loss curve is the same bit for bit at 0, 2 and 8
+workers. Waveforms are (S,) float32 arrays; pictures are (C, M, T) tensors.
 """
 
 from collections.abc import Callable
@@ -9,44 +10,58 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from speech.config import SAMPLE_RATE, Augment
+from speech.corpus_config import SAMPLE_RATE
+from speech.features_config import Augment
 
-LOUDEST = 1 - 2**-15  # what 16 bits hold at most; at least, they hold -1
-MASKS = 2  # bands and stretches blanked per clip (SpecAugment, Park et al., Interspeech 2019, table 1: mF = mT = 2)
+MAX_SAMPLE = 1 - 2**-15  # largest sample that 16 bits hold; the smallest is -1
+MASKS_PER_AXIS = 2  # per clip (SpecAugment, Park et al., Interspeech 2019, table 1: mF = mT = 2)
 
 
-def draws(*key: int) -> np.random.Generator:
-    """The random stream of `key`: (seed, epoch, clip index) for a clip. Trailing zeros count for nothing in it."""
+def random_stream(*key: int) -> np.random.Generator:
+    """Returns a random generator seeded with `key`, which is (seed, epoch, clip index) for a clip.
+
+    Keys that differ only in trailing zeros give the same stream.
+    """
     return np.random.default_rng(key)
 
 
 def augment_waveform(
-    waveform: np.ndarray, augment: Augment, rng: np.random.Generator, read_noise: Callable[[np.random.Generator, int], np.ndarray]
+    waveform: np.ndarray,
+    augment: Augment,
+    rng: np.random.Generator,
+    read_noise: Callable[[np.random.Generator, int], np.ndarray],
 ) -> np.ndarray:
-    """Speed, time shift and background noise, in that order. `read_noise(rng, samples)` returns a stretch of noise.
+    """Returns the waveform after changes of speed, time shift and background noise, in that order.
 
-    A mix that is too loud is clipped where a recording of 16 bits is: the device form ships it as that, and all forms are to sound alike.
+    `read_noise(rng, samples)` returns a stretch of noise. A mix that is too loud is clipped to the
+    range of 16-bit samples: the on_device format ships int16, and all formats must give the same
+    sound.
     """
     if augment.speed:
         waveform = change_speed(waveform, rng.uniform(1 - augment.speed, 1 + augment.speed))
     if augment.shift_ms:
-        most = round(augment.shift_ms * SAMPLE_RATE / 1000)
-        waveform = shift(waveform, int(rng.integers(-most, most, endpoint=True)))
+        max_shift = round(augment.shift_ms * SAMPLE_RATE / 1000)
+        waveform = shift(waveform, int(rng.integers(-max_shift, max_shift, endpoint=True)))
     if augment.noise and rng.random() < augment.noise:
         snr_db = rng.uniform(*augment.noise_snr_db)
-        waveform = mix(waveform, read_noise(rng, len(waveform)), snr_db).clip(-1, LOUDEST)
+        waveform = mix(waveform, read_noise(rng, len(waveform)), snr_db).clip(-1, MAX_SAMPLE)
     return waveform
 
 
 def change_speed(waveform: np.ndarray, factor: float) -> np.ndarray:
-    """The clip played `factor` times as fast around its middle, by linear interpolation; pitch moves with it, length stays."""
+    """Returns the clip played `factor` times as fast around its middle, by linear interpolation.
+
+    The pitch changes with the speed; the length stays the same.
+    """
     middle = (len(waveform) - 1) / 2
     positions = middle + (np.arange(len(waveform)) - middle) * factor
-    return np.interp(positions, np.arange(len(waveform)), waveform, left=0.0, right=0.0).astype(np.float32)
+    return np.interp(positions, np.arange(len(waveform)), waveform, left=0.0, right=0.0).astype(
+        np.float32
+    )
 
 
 def shift(waveform: np.ndarray, samples: int) -> np.ndarray:
-    """The clip moved later (samples > 0) or earlier; what it leaves is silence."""
+    """Returns the clip moved later (samples > 0) or earlier; the vacated samples are zero."""
     moved = np.zeros_like(waveform)
     length = max(len(waveform) - abs(samples), 0)
     source, target = max(-samples, 0), max(samples, 0)
@@ -55,7 +70,10 @@ def shift(waveform: np.ndarray, samples: int) -> np.ndarray:
 
 
 def mix(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
-    """waveform + noise scaled so that the power ratio is `snr_db`. Silence on either side leaves the waveform as it is."""
+    """Returns waveform + noise, with the noise scaled so that the power ratio is `snr_db`.
+
+    Returns the waveform unchanged where either of the two is silent.
+    """
     signal_power, noise_power = float(np.mean(waveform**2)), float(np.mean(noise**2))
     if signal_power == 0 or noise_power == 0:
         return waveform
@@ -64,30 +82,45 @@ def mix(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
 
 
 def draw_masks(augment: Augment, rows: int, frames: int, rng: np.random.Generator) -> torch.Tensor:
-    """What SpecAugment blanks in a picture of `rows` x `frames`: (MASKS, 2, 2) int32, start and width of a band and of a stretch."""
-    pairs = [(_stretch(rng, augment.freq_mask, rows), _stretch(rng, augment.time_mask, frames)) for _ in range(MASKS)]
+    """Draws the SpecAugment masks of a picture of `rows` x `frames`.
+
+    Returns (MASKS_PER_AXIS, 2, 2) int32: start and width of a band of rows and of a stretch of
+    frames.
+    """
+    pairs = [
+        (_draw_span(rng, augment.freq_mask, rows), _draw_span(rng, augment.time_mask, frames))
+        for _ in range(MASKS_PER_AXIS)
+    ]
     return torch.tensor(pairs, dtype=torch.int32)
 
 
-def lay_masks(pictures: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """SpecAugment on normalised pictures (B, C, M, T), in place: rows and frames in `masks` (B, MASKS, 2, 2) become 0, the mean."""
-    rows, frames = (_covered(masks[:, :, axis], length) for axis, length in enumerate(pictures.shape[-2:]))
+def apply_masks(pictures: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Applies SpecAugment masks to normalised pictures (B, C, M, T) in place, and returns them.
+
+    Rows and frames in `masks` (B, MASKS_PER_AXIS, 2, 2) become 0, which is the mean.
+    """
+    rows, frames = (
+        _mask_cover(masks[:, :, axis], length) for axis, length in enumerate(pictures.shape[-2:])
+    )
     return pictures.masked_fill_(rows[:, None, :, None] | frames[:, None, None, :], 0)
 
 
-def _covered(masks: torch.Tensor, length: int) -> torch.Tensor:
-    """(B, MASKS, 2) starts and widths -> (B, length) bool."""
-    at = torch.arange(length, device=masks.device)
-    start, width = masks[..., :1], masks[..., 1:]  # (B, MASKS, 1)
-    return ((at >= start) & (at < start + width)).any(1)
+def _mask_cover(masks: torch.Tensor, length: int) -> torch.Tensor:
+    """Converts starts and widths (B, MASKS_PER_AXIS, 2) to covered positions (B, length) bool."""
+    positions = torch.arange(length, device=masks.device)
+    start, width = masks[..., :1], masks[..., 1:]  # (B, MASKS_PER_AXIS, 1)
+    return ((positions >= start) & (positions < start + width)).any(1)
 
 
-def _stretch(rng: np.random.Generator, most: int, length: int) -> tuple[int, int]:
-    width = int(rng.integers(0, min(most, length), endpoint=True))
+def _draw_span(rng: np.random.Generator, max_width: int, length: int) -> tuple[int, int]:
+    width = int(rng.integers(0, min(max_width, length), endpoint=True))
     return int(rng.integers(0, length - width, endpoint=True)), width
 
 
 def mixup_weight(alpha: float, rng: np.random.Generator) -> float:
-    """lambda ~ Beta(alpha, alpha) (mixup, Zhang et al., ICLR 2018, section 2); at least 1/2, since the two partners are symmetric."""
+    """Draws lambda ~ Beta(alpha, alpha) (mixup, Zhang et al., ICLR 2018, section 2).
+
+    The result is at least 1/2, since the two partners are symmetric.
+    """
     weight = float(rng.beta(alpha, alpha))
     return max(weight, 1 - weight)

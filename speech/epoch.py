@@ -1,11 +1,14 @@
-"""One timed pass over the training split: what its time went into, and the raw steps behind every figure.
+"""Runs one timed pass over the training split, and measures how its time was spent.
 
-The timed loop reads one clock and at most one statvfs a step; all else is either counted by others (speech/fetches.py by the workers, CUDA
-events by the GPU) or looked at just before and just after the epoch (speech/usage.py). Nothing here synchronises but the end.
+A step of the timed loop reads one clock and makes at most one statvfs call. All other figures come
+from elsewhere. The workers record fetches (speech/fetches.py), and the GPU records CUDA events. The
+kernel's counters are read just before and just after the epoch (speech/usage.py). The device is
+synchronised only at the end. The raw steps behind every figure are returned too.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -13,92 +16,193 @@ import torch
 from torch.utils.data import DataLoader
 
 from speech import usage
-from speech.fetches import Fetches, FetchLog, occupancy, of_workers, shm_used_bytes
+from speech.fetches import Fetches, FetchLog, prefetch_hit_rate, worker_values
 from speech.learner import Interval, Learner
+from speech.shm_usage import shm_usage
 from speech.timing import Gauge, Timeline, accelerator_metrics
 
 Record = dict[str, Any]
-SAMPLE_S = 0.01  # between looks at /dev/shm: they take a hundredth of a short step
-Work = Callable[[Any, int, int], tuple[torch.Tensor | None, Interval | None]]  # (batch, epoch, step) -> loss, when the device was busy
+SAMPLE_S = 0.01  # between two readings of /dev/shm; one takes a hundredth of a short step
+# (batch, epoch, step) -> loss, interval in which the device was busy
+StepFunction = Callable[[Any, int, int], tuple[torch.Tensor | None, Interval | None]]
 
 
 def run_epoch(
-    loader: DataLoader, work: Work, epoch: int, learner: Learner | None, gauge: Gauge, log: FetchLog
+    loader: DataLoader,
+    run_step: StepFunction,
+    epoch: int,
+    learner: Learner | None,
+    gauge: Gauge,
+    log: FetchLog,
 ) -> tuple[dict[str, float], Record, float]:
-    """Its metrics, its raw record and the moment of time.perf_counter at which its clock started.
+    """Runs one epoch; returns its metrics, its raw record and the time.perf_counter of its start.
 
-    Raw: `steps` (a value a step: ask_s since the epoch began, wait_s, step_s, other_s, and with workers shm_bytes in use when the batch
-    had come, None less than SAMPLE_S after the last look), `busy` (the accelerator's intervals) and `fetches` (see speech.fetches), all
-    times in seconds since the epoch began.
+    All times in the raw record are in seconds since the start of the epoch. The record holds:
+
+    - `steps`, one value a step: request_s (moment of the request), data_wait_s, step_s and other_s.
+      With workers it also has shm_bytes, the bytes of /dev/shm in use when the batch was received.
+      The value is None if the last reading was less than SAMPLE_S before.
+    - `busy`, the accelerator's busy intervals.
+    - `fetches`, see speech.fetches.
+    - `first_not_finite`, the number of the first step whose loss was not finite, if any.
     """
     gauge.take_shm_peak_bytes()
-    busy: list[Interval] = []
-    losses: list[torch.Tensor] = []
-    shm: list[int | None] = []
-    sampled = loader.num_workers > 0  # otherwise no batch travels through it
-    looked = -math.inf
-    clips = 0
-    before = usage.look()
+    before = usage.read_counters()
     timeline = Timeline()
+    # The iterator stays alive until the function ends, as its end takes time and stops workers
     batches = iter(loader)
-    _, asked = timeline.lap("start")
-    for step in range(len(loader)):
-        gauge.waiting()
-        batch = next(batches)
-        gauge.beat()
-        if sampled and asked - looked >= SAMPLE_S:
-            looked = asked
-            shm.append(shm_used_bytes())
-        else:
-            shm.append(None)
-        timeline.lap("wait" if step else "fill")
-        loss, interval = work(batch, epoch, step)
-        spent = timeline.lap("step")
-        busy.append(interval or spent)
-        if loss is not None:
-            losses.append(loss)
-        clips += len(batch[1])
-        del batch  # its room in /dev/shm is free before the loader is asked for more
-        _, asked = timeline.lap("other")
+    passed = _run_steps(loader, batches, run_step, epoch, gauge, timeline)
     if learner:
         learner.synchronise()
         timeline.lap("step")
-    after = usage.look()
-    steps = _steps(timeline, len(loader)) | ({"shm_bytes": shm} if sampled else {})
+    after = usage.read_counters()
+    steps = _steps(timeline, len(loader))
+    if loader.num_workers:
+        steps["shm_bytes"] = passed.shm_bytes
     fetches = log.take(timeline.began)
-    metrics = timeline.metrics() | _of_loader(fetches, steps["ask_s"]) | _of_node(before, after, fetches)
-    on_gpu = learner.take_busy() if learner else None
-    begun = steps["ask_s"][0] + steps["wait_s"][0] if on_gpu else timeline.began  # a GPU counts from its first step
-    busy = [(begin + begun, end + begun) for begin, end in on_gpu] if on_gpu else [(begin - begun, end - begun) for begin, end in busy]
-    metrics |= accelerator_metrics(busy, metrics["time/epoch_s"]) | {"rate/clips_per_s": clips / metrics["time/epoch_s"]}
+    busy = _busy_intervals(passed.busy, learner, steps, timeline.began)
+    metrics = (
+        timeline.metrics()
+        | _loader_metrics(fetches, steps["request_s"])
+        | _host_metrics(before, after, fetches)
+    )
+    metrics |= accelerator_metrics(busy, metrics["time/epoch_s"]) | {
+        "rate/clips_per_s": passed.clips / metrics["time/epoch_s"]
+    }
     peak = gauge.take_shm_peak_bytes()
     if peak is not None:
         metrics["shm/peak_bytes"] = peak
-    if losses:
-        metrics["loss/training"] = torch.stack(losses).mean().item()
-    intervals = {"begin_s": [begin for begin, _ in busy], "end_s": [end for _, end in busy]}
-    return metrics, {"steps": _rounded(steps), "busy": _rounded(intervals), "fetches": _rounded(fetches)}, timeline.began
+    loss_metrics, raw = _loss_figures(passed.losses, learner)
+    columns = {"steps": steps, "busy": _columns(busy), "fetches": fetches}
+    raw |= {name: _rounded(values) for name, values in columns.items()}
+    return metrics | loss_metrics, raw, timeline.began
+
+
+@dataclass
+class _Passed:
+    """Holds what the timed loop collects at its steps, beside their times."""
+
+    busy: list[Interval] = field(default_factory=list)  # of the device, one a step
+    losses: list[torch.Tensor] = field(default_factory=list)  # one a step that has a loss
+    shm_bytes: list[int | None] = field(default_factory=list)  # see run_epoch
+    clips: int = 0
+
+
+def _run_steps(
+    loader: DataLoader,
+    batches: Iterator[Any],
+    run_step: StepFunction,
+    epoch: int,
+    gauge: Gauge,
+    timeline: Timeline,
+) -> _Passed:
+    """Runs the timed loop over the `batches` of `loader`; its laps are added to `timeline`."""
+    passed = _Passed()
+    uses_shm = loader.num_workers > 0  # without workers no batch passes through /dev/shm
+    sampled_at = -math.inf
+    _, requested = timeline.lap("start")
+    for step in range(len(loader)):
+        gauge.begin_wait()
+        batch = next(batches)
+        gauge.end_wait()
+        if uses_shm and requested - sampled_at >= SAMPLE_S:
+            sampled_at = requested
+            passed.shm_bytes.append(shm_usage().used_bytes)
+        else:
+            passed.shm_bytes.append(None)
+        timeline.lap("data_wait" if step else "first_batch")
+        loss, interval = run_step(batch, epoch, step)
+        step_interval = timeline.lap("step")
+        passed.busy.append(interval or step_interval)
+        if loss is not None:
+            passed.losses.append(loss)
+        passed.clips += len(batch[1])
+        del batch  # frees its space in /dev/shm before the next batch is requested
+        _, requested = timeline.lap("other")
+    return passed
+
+
+def _busy_intervals(
+    host: list[Interval], learner: Learner | None, steps: dict[str, list[Any]], began: float
+) -> list[Interval]:
+    """Returns the accelerator's busy intervals, in seconds since the start of the epoch.
+
+    A GPU's intervals count from the first step. `host` holds the intervals of any other device, as
+    moments of the host's clock; `began` is the epoch's start on that clock.
+    """
+    gpu = learner.take_busy_intervals() if learner else None
+    if gpu:
+        first_step_s = steps["request_s"][0] + steps["data_wait_s"][0]
+        return [(begin + first_step_s, end + first_step_s) for begin, end in gpu]
+    return [(begin - began, end - began) for begin, end in host]
+
+
+def _columns(intervals: list[Interval]) -> dict[str, list[Any]]:
+    """Returns intervals as two columns."""
+    return {
+        "begin_s": [begin for begin, _ in intervals],
+        "end_s": [end for _, end in intervals],
+    }
+
+
+def _loss_figures(
+    losses: list[torch.Tensor], learner: Learner | None
+) -> tuple[dict[str, float], Record]:
+    """Returns the metric of the training loss and the raw record's `first_not_finite`, if any."""
+    if not losses:
+        return {}, {}
+    mean, first = _mean_loss(
+        torch.stack(losses), skipping=bool(learner and learner.scaler.is_enabled())
+    )
+    return {"loss/training": mean}, {} if first is None else {"first_not_finite": first}
+
+
+def _mean_loss(losses: torch.Tensor, skipping: bool) -> tuple[float, int | None]:
+    """Returns the mean over the steps, and the first step whose loss is not finite, or None.
+
+    `skipping`: a loss scaler skips non-finite steps in training, as a few occur with float16 at the
+    start. The mean then covers only the finite steps, if there are any.
+    """
+    finite = losses.isfinite()
+    if finite.all():
+        return losses.mean().item(), None
+    counted = losses[finite] if skipping and finite.any() else losses
+    return counted.mean().item(), int((~finite).nonzero()[0])
 
 
 def _steps(timeline: Timeline, count: int) -> dict[str, list[Any]]:
-    """A step lasts from asking for its batch to asking for the next one."""
+    """Returns the columns of `steps`.
+
+    A step lasts from the request for its batch to the request for the next one.
+    """
     laps = timeline.laps
-    waits, works, others = laps["fill"] + laps["wait"], laps["step"][:count], laps["other"]
+    waits = laps["first_batch"] + laps["data_wait"]
+    works, others = laps["step"][:count], laps["other"]
     whole = [sum(parts) for parts in zip(waits, works, others, strict=True)]
-    asked = list(accumulate(whole[:-1], initial=laps["start"][0]))
-    return {"ask_s": asked, "wait_s": waits, "step_s": works, "other_s": others}
+    requests = list(accumulate(whole[:-1], initial=laps["start"][0]))
+    return {"request_s": requests, "data_wait_s": waits, "step_s": works, "other_s": others}
 
 
-def _of_loader(fetches: Fetches, asked: Sequence[float]) -> dict[str, float]:
-    share = occupancy(fetches, asked)
-    return {} if share is None else {"loader/occupancy": share}
+def _loader_metrics(fetches: Fetches, request_s: Sequence[float]) -> dict[str, float]:
+    """Returns the loader's metrics; none at 0 workers."""
+    share = prefetch_hit_rate(fetches, request_s)
+    return {} if share is None else {"loader/prefetch_hit_rate": share}
 
 
-def _of_node(before: usage.Usage, after: usage.Usage, fetches: Fetches) -> dict[str, float]:
-    worker_cpu_s = of_workers(fetches, "cpu_s")
-    return usage.usage_metrics(before, after, sum(worker_cpu_s) if worker_cpu_s else None, sum(of_workers(fetches, "read_bytes")))
+def _host_metrics(before: usage.Usage, after: usage.Usage, fetches: Fetches) -> dict[str, float]:
+    """Returns the usage of the host's cores and disks, with the workers' part from `fetches`."""
+    worker_cpu_s = worker_values(fetches, "cpu_s")
+    return usage.usage_metrics(
+        before,
+        after,
+        sum(worker_cpu_s) if worker_cpu_s else None,
+        sum(worker_values(fetches, "read_bytes")),
+    )
 
 
 def _rounded(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """To microseconds, which is what the clock is good for."""
-    return {name: [None if value is None else round(value, 6) for value in values] for name, values in columns.items()}
+    """Rounds all values to microseconds, the precision of the clock."""
+    return {
+        name: [None if value is None else round(value, 6) for value in values]
+        for name, values in columns.items()
+    }

@@ -1,6 +1,7 @@
-"""The DataLoader of a split, and what is computed once before any loader runs.
+"""Builds the DataLoader of a split, and computes the cached data that loaders read.
 
-The sampler hands out whole batches with the epoch and the step they are for (speech/clips.py says why).
+The sampler yields whole batches together with their epoch and step; speech/dataset.py gives the
+reason.
 """
 
 import warnings
@@ -9,78 +10,118 @@ from collections.abc import Callable, Iterator
 from torch.utils.data import DataLoader, Sampler
 
 from speech import packed
-from speech.augment import draws
-from speech.clips import Clips, Request, picture_of
+from speech.augment import random_stream
 from speech.config import TrialConfig
-from speech.corpora import NOISE_FOLDER, CorpusError, PreparedCorpus
+from speech.dataset import BatchRequest, ClipDataset, build_picture
+from speech.feasibility import batch_size_obstacle, noise_obstacle
 from speech.fetches import Collate, FetchLog
 from speech.images import image_folder, write_images
+from speech.prepared_corpus import PreparedCorpus
 from speech.shapes import IMAGE_SIDE
+from speech.sources import CorpusError
 
-ORDER_STREAM = 1  # the order of an epoch draws from (seed, epoch, 0, 1), apart from every clip's stream
+ORDER_STREAM = 1  # an epoch's order draws from (seed, epoch, 0, 1), separate from clips' streams
 
-# torch advises against more workers than cores; here that is the question
+# torch advises against more workers than cores, which is what a sweep examines
 warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
 
 
-def prepare_forms(config: TrialConfig, corpus: PreparedCorpus, report: Callable[[str], None]) -> None:
-    """Computes once, before any trial, what trials of this corpus read from the cache: row statistics, images, the packed file."""
-    if config.augment.noise and not corpus.noise:
-        raise CorpusError(
-            f"augment.noise {config.augment.noise:g} mixes in background noise, but {corpus.root} has none: put recordings of at least "
-            f"{config.corpus.seconds / 0.8:g} s into {NOISE_FOLDER}/, or write augment.noise: 0."
-        )
-    picture = picture_of(config, corpus)
+def prepare_forms(
+    config: TrialConfig, corpus: PreparedCorpus, report: Callable[[str], None]
+) -> None:
+    """Computes the cached data of this corpus: row statistics, images and the packed file.
+
+    It runs before any trial, and skips data that the cache already holds. `report` receives a line
+    before each long step. Raises CorpusError if background noise is configured but missing.
+    """
+    if obstacle := noise_obstacle(config, corpus):
+        raise CorpusError(obstacle)
+    picture = build_picture(config, corpus)
     folder = image_folder(config, corpus)
-    if config.loader.form == "png" and not folder.exists():
-        report(f"writing {len(corpus.clips):,} pictures of {IMAGE_SIDE} x {IMAGE_SIDE} once, for loader.form: png")
+    if config.loader.format == "png" and not folder.exists():
+        report(
+            f"writing {len(corpus.clips):,} pictures of {IMAGE_SIDE} x {IMAGE_SIDE} once, for"
+            " loader.format: png"
+        )
         write_images(config, corpus, picture, folder)
     file = packed.packed_file(config, corpus)
-    if config.loader.form in ("packed", "device") and not file.exists():
-        report(f"packing {len(corpus.clips):,} clips into one file once, for loader.form: {config.loader.form}")
+    if config.loader.format in ("packed", "on_device") and not file.exists():
+        report(
+            f"packing {len(corpus.clips):,} clips into one file once, for loader.format:"
+            f" {config.loader.format}"
+        )
         packed.write_packed(config, corpus, file)
 
 
-class EpochBatches(Sampler[Request]):
-    """The batches of an epoch. Set `epoch` before iterating; a shuffled order follows from (seed, epoch) alone."""
+class EpochBatches(Sampler[BatchRequest]):
+    """Yields the batches of an epoch.
+
+    Set `epoch` before iterating. A shuffled order depends on (seed, epoch) only.
+    """
 
     def __init__(self, clips: int, batch_size: int, seed: int | None):
-        """`seed` None: in order and to the last clip. Otherwise shuffled, and a last incomplete batch is left out."""
+        """Prepares batches over `clips` clips.
+
+        With `seed` None the order is that of the clips, and all clips are included. Otherwise the
+        order is shuffled, and a last incomplete batch is dropped.
+        """
         self.clips, self.batch_size, self.seed = clips, batch_size, seed
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.clips // self.batch_size if self.seed is not None else -(-self.clips // self.batch_size)
+        return (
+            self.clips // self.batch_size
+            if self.seed is not None
+            else -(-self.clips // self.batch_size)
+        )
 
-    def __iter__(self) -> Iterator[Request]:
-        order = range(self.clips) if self.seed is None else draws(self.seed, self.epoch, 0, ORDER_STREAM).permutation(self.clips).tolist()
+    def __iter__(self) -> Iterator[BatchRequest]:
+        order = (
+            range(self.clips)
+            if self.seed is None
+            else random_stream(self.seed, self.epoch, 0, ORDER_STREAM)
+            .permutation(self.clips)
+            .tolist()
+        )
         for step in range(len(self)):
-            yield Request(self.epoch, step, list(order[step * self.batch_size : (step + 1) * self.batch_size]))
+            yield BatchRequest(
+                self.epoch, step, list(order[step * self.batch_size : (step + 1) * self.batch_size])
+            )
 
 
 def make_loader(
-    config: TrialConfig, corpus: PreparedCorpus, split: str, seed: int, pin_memory: bool = False, log: FetchLog | None = None
+    config: TrialConfig,
+    corpus: PreparedCorpus,
+    split: str,
+    seed: int,
+    pin_memory: bool = False,
+    log: FetchLog | None = None,
 ) -> tuple[DataLoader, EpochBatches]:
-    """The loader of one split and the sampler that tells it the epoch; `log` is to hear of every batch that is prepared.
+    """Returns the loader of one split, and the sampler through which the epoch is set.
 
-    Batches: pictures (B, C, M, T) float32 and labels (B,) int64; in device form waveforms (B, S) int16, labels, and where SpecAugment
-    is on its masks (B, 2, 2, 2) int32.
+    `log` records every batch that is prepared. Batches are pictures (B, C, M, T) float32 and labels
+    (B,) int64. In loader format `on_device` they are waveforms (B, S) int16 and labels. If
+    SpecAugment is on, masks (B, 2, 2, 2) int32 follow. Raises ValueError if the training split is
+    smaller than a batch.
     """
-    clips, keys = Clips(config, corpus, split, seed, log), config.loader
-    if split == "training" and len(clips) < keys.batch_size:
-        held = f"the {len(clips)} training clips of {corpus.root}"
-        raise ValueError(f"loader.batch_size {keys.batch_size} is more than {held}: write a smaller one")
-    batches = EpochBatches(len(clips), keys.batch_size, seed if split == "training" else None)
+    clips, loader_config = ClipDataset(config, corpus, split, seed, log), config.loader
+    if split == "training" and (obstacle := batch_size_obstacle(config, corpus)):
+        raise ValueError(obstacle)
+    batches = EpochBatches(
+        len(clips), loader_config.batch_size, seed if split == "training" else None
+    )
     if log:
-        log.make_room(len(batches))
-    workers = keys.num_workers
+        log.allocate(len(batches))
+    workers = loader_config.num_workers
     loader = DataLoader(
         clips,
-        batch_sampler=batches,  # type: ignore[arg-type]  # torch only hands what it yields to the data set
+        batch_sampler=batches,  # type: ignore[arg-type]  # torch passes its items to the dataset
         num_workers=workers,
-        prefetch_factor=keys.prefetch_factor if workers else None,
-        persistent_workers=bool(workers) and keys.persistent_workers and split == "training",
-        multiprocessing_context=keys.start_method if workers else None,
+        prefetch_factor=loader_config.prefetch_factor if workers else None,
+        persistent_workers=bool(workers)
+        and loader_config.persistent_workers
+        and split == "training",
+        multiprocessing_context=loader_config.start_method if workers else None,
         collate_fn=Collate(log) if log else None,
         pin_memory=pin_memory,
     )

@@ -1,4 +1,7 @@
-"""Emptying the page cache of chosen files, so that the next read of them is a read of the disk. It needs no root."""
+"""Drops files from the page cache, so that their next read comes from the disk.
+
+It needs no root privileges.
+"""
 
 import os
 from collections.abc import Iterable
@@ -6,8 +9,12 @@ from pathlib import Path
 
 
 def drop(files: Iterable[Path]) -> None:
-    """Has the kernel forget what it holds of `files`, written to disk first, as it keeps whatever is not. It is advice: a file system in
-    memory can't, and pages that some process has mapped stay; the epoch's io/read_bytes tells what was really read."""
+    """Advises the kernel to drop the cached pages of `files`.
+
+    The files are written to disk first, since the kernel retains pages that are not. A file system
+    in memory can't drop pages, and pages that a process has mapped stay. The epoch's io/read_bytes
+    shows the bytes that were read from the disk.
+    """
     for path in files:
         descriptor = os.open(path, os.O_RDONLY)
         try:

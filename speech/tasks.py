@@ -1,70 +1,103 @@
-"""What can be asked of a process that has torch: train a trial, prepare a corpus, find the fastest precision, read the test split.
+"""Defines the tasks that run in a process with torch.
 
-Each task takes JSON arguments, says what happened through `emit`, and raises what goes wrong. The process that runs it is isolated by
-its caller; nothing here knows where it runs.
+Examples are training a trial, preparing a corpus, finding the fastest precision and evaluating the
+test split. A task takes JSON arguments, reports through `emit`, and raises every error. Its caller
+isolates the process that runs it; the tasks are independent of where they run.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from speech import accelerator, corpora, foreign
-from speech.calibrate import calibrate_trial
+from speech import accelerator, corpora
+from speech.calibration import external_loader
+from speech.calibration.calibrate import calibrate_trial
 from speech.config import Trial, TrialConfig
-from speech.evaluation import read_test_split
+from speech.evaluation import evaluate_test_split
+from speech.feasibility import find_obstacle
 from speech.loading import make_loader, prepare_forms
-from speech.model import build
+from speech.model import build_model
 from speech.shapes import picture_shape
 from speech.timing import Gauge
 from speech.train import fit
+
+
+class Infeasible(ValueError):
+    """Reports that a trial can't be trained; the text names the key to change."""
+
 
 Arguments = dict[str, Any]
 Emit = Callable[[dict[str, Any]], None]
 
 
 def train(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
+    """Trains a trial; the arguments are a Trial."""
     fit(Trial.model_validate(arguments), emit, gauge)
 
 
 def prepare(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
-    """Makes what trials of this TrialConfig read from the cache, and tries what else they open. Progress leaves as `say` records."""
+    """Prepares the cached data of this TrialConfig, and tries to open all else that a trial opens.
+
+    Progress is emitted as `say` records. Raises Infeasible if a trial could not be trained.
+    """
     config = TrialConfig.model_validate(arguments)
 
-    def say(line: str) -> None:
-        emit({"kind": "say", "line": line})
+    def log(line: str) -> None:
+        emit({"kind": "log", "line": line})
 
-    corpus = corpora.prepare(config.corpus, say)
-    prepare_forms(config, corpus, say)
+    corpus = corpora.prepare_corpus(config.corpus, log)
+    if obstacle := find_obstacle(
+        config, corpus, learns=accelerator.choose_device(config.device) != "simulated"
+    ):
+        raise Infeasible(obstacle)
+    prepare_forms(config, corpus, log)
     make_loader(config, corpus, "training", 0)
-    build(len(corpus.labels), picture_shape(config)[0], config.model.weights)
+    build_model(len(corpus.labels), picture_shape(config)[0], config.model.weights)
 
 
 def probe(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
-    """The fastest precision for this configuration. Arguments: `config` (a TrialConfig) and `threads`."""
+    """Emits the fastest precision for a configuration as a `probe` record.
+
+    The arguments are `config` (a TrialConfig) and `threads`.
+    """
     config = TrialConfig.model_validate(arguments["config"])
-    pinned, line = accelerator.fastest(config, picture_shape(config), arguments["threads"])
-    emit({"kind": "probe", "pinned": pinned.model_dump(), "line": line})
+    runtime, line = accelerator.find_fastest_settings(
+        config, picture_shape(config), arguments["threads"]
+    )
+    emit({"kind": "probe", "runtime": runtime.model_dump(), "line": line})
 
 
 def calibrate(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
-    """What a batch costs this Trial here, as a `calibration` record."""
+    """Measures the costs of a batch for a Trial on this host; emits a `calibration` record."""
     trial = Trial.model_validate(arguments)
     emit({"kind": "calibration", "calibration": calibrate_trial(trial).model_dump()})
 
 
 def advise(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
-    """What a batch of another project's loader costs here. Arguments and records: speech/foreign.py."""
-    foreign.advise(arguments, emit)
+    """Measures the costs of a batch for another project's loader on this host.
+
+    speech/calibration/external_loader.py describes the arguments and records.
+    """
+    external_loader.advise(arguments, emit)
 
 
 def test(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
-    """The test split, read by the members of one trial's ensemble. Arguments: a Trial, its folder holding the snapshots."""
-    emit({"kind": "test"} | read_test_split(Trial.model_validate(arguments)))
+    """Evaluates one trial's ensemble on the test split; emits a `test` record.
+
+    The arguments are `trial`, whose folder holds the snapshots, and `members`, the cycles of the
+    snapshots.
+    """
+    emit(
+        {"kind": "test"}
+        | evaluate_test_split(Trial.model_validate(arguments["trial"]), arguments["members"])
+    )
 
 
-def look(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
-    """Nothing but a look around: which devices there are."""
-    emit({"kind": "look", "gpus": accelerator.gpu_names()})
+def list_gpus(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
+    """Emits the names of this machine's GPUs."""
+    emit({"kind": "list_gpus", "gpus": accelerator.gpu_names()})
 
 
-Run = Callable[[Arguments, Emit, Gauge], None]
-TASKS: dict[str, Run] = {task.__name__: task for task in (train, prepare, probe, calibrate, advise, test, look)}
+Task = Callable[[Arguments, Emit, Gauge], None]
+TASKS: dict[str, Task] = {
+    task.__name__: task for task in (train, prepare, probe, calibrate, advise, test, list_gpus)
+}

@@ -1,8 +1,10 @@
-"""The host's timeline of an epoch, and the accelerator's beside it.
+"""Measures the host's timeline of an epoch, and the accelerator's busy intervals.
 
-The host's wall clock is cut by laps: each lap gives all time since the last one to a named span, so the spans partition the epoch by
-construction and `other` is a span like the rest. The accelerator has an axis of its own, a list of busy intervals: from CUDA events on
-a GPU, from the host's clock where the host is the accelerator (cpu) or models one (paced). Raw spans are kept for the record.
+Laps divide the host's wall-clock time. A lap adds all time since the previous one to a named span.
+The spans therefore partition the epoch, and `other` is a span like the rest. The accelerator's time
+is a separate list of busy intervals. They come from CUDA events on a GPU. They come from the host's
+clock if the host is the accelerator (cpu) or models one (simulated). Raw spans are stored for the
+record.
 """
 
 import itertools
@@ -14,18 +16,22 @@ T = TypeVar("T", covariant=True)
 
 
 class Batches(Protocol[T]):
-    """What a DataLoader is to the loop: a known number of batches."""
+    """Describes the loader that the loop needs: an iterable with a known number of batches."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[T]: ...
 
 
-SPANS = ("start", "fill", "wait", "step", "other")
-STALL_S = 1e-3  # an accelerator idle for longer than this between two steps has stalled
+SPANS = ("start", "first_batch", "data_wait", "step", "other")
+STALL_S = 1e-3  # an accelerator stalls if it is idle for longer between two steps
 
 
 class Timeline:
-    """Laps of one epoch. start: making the iterator; fill: the first batch; wait: the later ones; step: training; other: the rest."""
+    """Records the laps of one epoch.
+
+    The spans are start (creating the iterator), first_batch (waiting for the first batch),
+    data_wait (for the later batches), step (training) and other (the rest).
+    """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
@@ -33,19 +39,22 @@ class Timeline:
         self.laps: dict[str, list[float]] = {span: [] for span in SPANS}
 
     def lap(self, span: str) -> tuple[float, float]:
-        """Gives the time since the last lap to `span`; returns when it began and ended, in seconds of the clock."""
+        """Adds the time since the last lap to `span`; returns its begin and end on the clock."""
         began, self._last = self._last, self._clock()
         self.laps[span].append(self._last - began)
         return began, self._last
 
     def metrics(self) -> dict[str, float]:
-        """Seconds of every span and of the epoch, which is their sum."""
+        """Returns the seconds of every span and of the epoch, which is their sum."""
         spans = {f"time/{span}_s": sum(laps) for span, laps in self.laps.items()}
         return {"time/epoch_s": sum(spans.values())} | spans
 
 
 def accelerator_metrics(busy: Sequence[tuple[float, float]], epoch_s: float) -> dict[str, float]:
-    """Share of the epoch the accelerator worked, steps it came to late, and its largest pause. `busy`: (begin, end) in seconds."""
+    """Returns the accelerator's busy share of the epoch, its late steps and its longest pause.
+
+    `busy` holds intervals (begin, end) in seconds.
+    """
     gaps = [begin - end for (_, end), (begin, _) in itertools.pairwise(busy)]
     return {
         "accelerator/busy_fraction": sum(end - begin for begin, end in busy) / epoch_s,
@@ -55,28 +64,34 @@ def accelerator_metrics(busy: Sequence[tuple[float, float]], epoch_s: float) -> 
 
 
 class Gauge:
-    """What the trial's surroundings see of its progress, and tell it of /dev/shm. This one, for a trial in plain surroundings, is blind."""
+    """Passes a trial's progress to the process around it, and the usage of /dev/shm to the trial.
 
-    def expect(self, batch_bytes: int) -> None:
-        """From now on batches of this many bytes travel through /dev/shm."""
+    This class does nothing; it serves a trial that runs without such a process.
+    """
 
-    def waiting(self) -> None:
-        """The training process asks the loader for a batch."""
+    def set_batch_bytes(self, batch_bytes: int) -> None:
+        """Sets the number of bytes of the batches that pass through /dev/shm."""
 
-    def beat(self) -> None:
-        """It has received the batch."""
+    def begin_wait(self) -> None:
+        """Records that the training process begins to wait for a batch."""
+
+    def end_wait(self) -> None:
+        """Records that the training process has received the batch."""
 
     def take_shm_peak_bytes(self) -> int | None:
-        """Most bytes in use on the trial's /dev/shm since the last call; None where nobody measures."""
+        """Returns the peak usage of the trial's /dev/shm in bytes since the last call.
+
+        Returns None if it is not measured.
+        """
         return None
 
 
-def watched(loader: Batches[T], gauge: Gauge) -> Iterator[T]:
-    """The batches of `loader`, `gauge` knowing when the loop waits for one."""
+def watch_batches(loader: Batches[T], gauge: Gauge) -> Iterator[T]:
+    """Yields the batches of `loader`, and reports to `gauge` when the loop waits for one."""
     batches = iter(loader)
     for _ in range(len(loader)):
-        gauge.waiting()
+        gauge.begin_wait()
         batch = next(batches)
-        gauge.beat()
+        gauge.end_wait()
         yield batch
-        del batch  # as in training: no batch is held while the next is waited for
+        del batch  # as in training, no batch is held while the loop waits for the next

@@ -1,128 +1,275 @@
-"""fit(trial, emit): one trial, in reading order.
+"""Trains one trial: fit(trial, emit), in reading order.
 
-Reads batches, learns from them (or waits, on the modelled accelerator), validates after each epoch, takes a snapshot at each cycle end,
-and says what happened through one callable. Records are plain dicts, fit for one JSON object a line:
+`fit` reads batches and learns from them, or waits on the simulated accelerator. It validates after
+every epoch and takes a snapshot at every cycle end. It reports through one callable. Records are
+plain dicts that can be written as one JSON object a line:
 
-    setup     what the trial runs on and with                                                                   once, before the first batch
-    epoch     `metrics` (units in their names) and the raw `steps`, `busy` and `fetches` of speech/epoch.py     after each epoch
-    snapshot  a member of the ensemble, alone and together with those so far                                    after each cycle
-    end       the trial's `summary` and the ensemble's confusion matrix                                         once
+    setup     hardware, runtime settings and data of the trial; once, before the first batch
+    epoch     `metrics` (units in their names) and the raw `steps`, `busy` and `fetches`
+              of speech/epoch.py; after every epoch
+    snapshot  accuracy of a member alone and of the ensemble so far; after every cycle
+    end       the trial's `summary`, the ensemble's confusion matrix, and the cause of a
+              divergence, if any; once
 
-A trial that goes on from where an interrupted attempt was (speech/continuation.py) first tells that one's epochs and snapshots again,
-marked `again` and without raw steps, so that its records are of the whole trial; the setup record says how many epochs they are.
-Evaluation and snapshots stand outside the epoch's clock. A metric that was not measured is absent, never 0.
+A trial may continue an interrupted attempt (speech/continuation.py). It then first repeats that
+attempt's epochs and snapshots, marked `replayed` and without raw steps. Its records thus cover the
+whole trial; the setup record holds the number of repeated epochs. Evaluation and snapshots are
+outside the epoch's clock. A metric that was not measured is absent, never 0.
+
+A trial has diverged if its loss or its weights are no longer finite (speech/divergence.py).
+Training then stops, unless the trial's times are compared. A diverged trial takes no further
+snapshots; its ensemble consists of the earlier ones. Without any, the trial has no accuracy.
 """
 
+import functools
+import math
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.utils.data import DataLoader
 
 from speech import accelerator, corpora, page_cache, sgdr, snapshots
-from speech.augment import draws, mixup_weight
-from speech.clips import Clips, picture_of
+from speech.augment import mixup_weight, random_stream
 from speech.config import Trial
 from speech.continuation import Continuation, Progress
-from speech.cpu import cpu_model
-from speech.epoch import Record, Work, run_epoch
+from speech.cpu import cpu_model, cpu_weight, format_quota, usable_cores
+from speech.dataset import ClipDataset, build_picture
+from speech.divergence import Divergence, check_inputs, check_validation, find_divergence
+from speech.end_record import end_record
+from speech.epoch import Record, StepFunction, run_epoch
 from speech.fetches import FetchLog
 from speech.learner import Learner, make_learner
 from speech.loading import make_loader
 from speech.shapes import batch_bytes
-from speech.timing import SPANS, Gauge, watched
+from speech.timing import Gauge, watch_batches
 
-MIXUP_STREAM = 3  # mixup draws from (seed, epoch, step, 3), apart from every clip's stream
+MIXUP_STREAM = 3  # mixup draws from (seed, epoch, step, 3), separate from every clip's stream
 
 
 def fit(trial: Trial, emit: Callable[[Record], None], gauge: Gauge | None = None) -> None:
-    """Trains one trial to the end of its schedule. Whatever goes wrong is raised; the caller files it."""
-    gauge = gauge or Gauge()
-    config = trial.config
+    """Trains one trial to the end of its schedule, and passes its records to `emit`.
+
+    Every error is raised; the caller records it. `gauge` receives the trial's progress.
+    """
     torch.manual_seed(trial.seed)
-    torch.set_num_threads(trial.pinned.threads)
-    device = accelerator.choose(config.device)
-    corpus = corpora.prepare(config.corpus)
+    torch.set_num_threads(trial.runtime.threads)
+    device = accelerator.choose_device(trial.config.device)
+    corpus = corpora.prepare_corpus(trial.config.corpus)
+    corpora.check_unchanged(corpus, trial.fingerprint)
     with tempfile.TemporaryDirectory(prefix="fetches-") as scratch:
         log = FetchLog(Path(scratch, "log"))
-        pinning = config.loader.pin_memory and device == "cuda"
-        loader, order = make_loader(config, corpus, "training", trial.seed, pinning, log)
-        clips = cast(Clips, loader.dataset)
-        cycle_steps = [epochs * len(loader) for epochs in config.sgdr.cycles()]
-        learner = None
-        continuation: Continuation | None = None
-        progress = Progress()
-        if device != "paced":
-            learner = make_learner(trial, corpus, device)
-            validation, _ = make_loader(config, corpus, "validation", trial.seed)
-            if trial.continues:
-                continuation = Continuation(trial, corpus, device, learner)
-                progress = continuation.take_up()
-        work = _learning(trial, learner, cycle_steps, len(loader)) if learner else _pacing(trial)
-        setup = _setup(trial, device, corpus, len(loader)) | (_recipe(trial, corpus) if learner else {})
-        gauge.expect(setup["batch_bytes"])
-        emit(setup | progress.origin())
-        for record in progress.records:
-            emit(record | {"again": True})
+        training = _Training(trial, corpus, device, log, gauge or Gauge())
+        emit(training.begin())
+        for record in training.progress.records:
+            emit(record | {"replayed": True})
+        training.run_epochs(emit)
+        emit(training.end())
 
+
+class _Training:
+    """Holds the state of one trial between its epochs, and runs them."""
+
+    def __init__(
+        self,
+        trial: Trial,
+        corpus: corpora.PreparedCorpus,
+        device: str,
+        log: FetchLog,
+        gauge: Gauge,
+    ):
+        """Builds the loaders and the learner, and restores an interrupted attempt's progress."""
+        self.trial, self.corpus, self.device = trial, corpus, device
+        self.log, self.gauge = log, gauge
+        pinning = trial.config.loader.pin_memory and device == "cuda"
+        self.loader, self.order = make_loader(
+            trial.config, corpus, "training", trial.seed, pinning, log
+        )
+        schedule = trial.config.sgdr
+        self.cycle_steps = [epochs * len(self.loader) for epochs in schedule.cycles()]
+        self.learning_rate = functools.partial(
+            sgdr.learning_rate,
+            cycle_steps=self.cycle_steps,
+            lr=schedule.lr,
+            lr_min=schedule.lr_min,
+        )
+        self.progress = Progress()
+        self.divergence: Divergence | None = None
+        self.learning = None if device == "simulated" else self._make_learning()
+        self.run_step = (
+            _make_learning_step(trial, self.learning.learner, self.learning_rate, len(self.loader))
+            if self.learning
+            else _make_simulated_step(trial)
+        )
+
+    def _make_learning(self) -> "_Learning":
+        """Builds what a trial has that learns, and restores its progress if it continues."""
+        trial, corpus = self.trial, self.corpus
+        learner = make_learner(trial, corpus, self.device)
+        validation, _ = make_loader(trial.config, corpus, "validation", trial.seed)
+        continuation = None
+        if trial.continues:
+            continuation = Continuation(trial, corpus, self.device, learner)
+            self.progress = continuation.restore()
+        return _Learning(learner, validation, continuation)
+
+    def begin(self) -> Record:
+        """Announces the size of a batch, and returns the setup record."""
+        setup = _setup_record(self.trial, self.device, self.corpus, len(self.loader))
+        if self.learning:
+            setup |= _prediction_inputs(self.trial, self.corpus)
+        self.gauge.set_batch_bytes(setup["batch_bytes"])
+        return setup | self.progress.origin()
+
+    def run_epochs(self, emit: Callable[[Record], None]) -> None:
+        """Runs the epochs that are not completed, and emits the records of each.
+
+        Ends early if the trial has diverged and its times are not compared.
+        """
         began = time.perf_counter()
-        for epoch in range(len(progress.epochs), config.sgdr.epochs):
-            order.epoch = epoch
-            if config.corpus.cache == "cold":
-                page_cache.drop(clips.files())
-            metrics, raw, epoch_began = run_epoch(loader, work, epoch, learner, gauge, log)
-            if learner:
-                scores, labels, found = _validate(learner, validation, gauge)
-                last_step = (epoch + 1) * len(loader) - 1
-                metrics |= found | {"lr": sgdr.learning_rate(last_step, cycle_steps, config.sgdr.lr, config.sgdr.lr_min)}
-            head = {"kind": "epoch", "epoch": epoch, "warmup": epoch < trial.warmup_epochs, "began_s": round(epoch_began - began, 6)}
-            emit(progress.noted(head | {"metrics": metrics} | raw))
-            cycle = sgdr.cycle_ended((epoch + 1) * len(loader) - 1, cycle_steps)
-            if learner and cycle is not None:
-                progress.ensemble = progress.ensemble or snapshots.Ensemble(labels)
-                progress.ensemble.add(scores)
-                emit(progress.noted(_take_snapshot(learner, progress.ensemble, Path(trial.folder), cycle, epoch)))
-                if continuation:
-                    continuation.keep(progress)
-        end: Record = {"kind": "end", "summary": _summary(progress.epochs, trial.warmup_epochs, progress.ensemble)}
-        emit(end | ({"confusion": progress.ensemble.confusion()} if progress.ensemble else {}))
+        for epoch in range(len(self.progress.epochs), self.trial.config.sgdr.epochs):
+            metrics, raw, epoch_began = self._train(epoch)
+            predicted = None
+            if self.learning:
+                predicted, more = self._validate(self.learning, epoch, metrics, raw)
+                metrics |= more
+            head = {
+                "kind": "epoch",
+                "epoch": epoch,
+                "warmup": epoch < self.trial.warmup_epochs,
+                "began_s": round(epoch_began - began, 6),
+            }
+            emit(self.progress.add_record(head | {"metrics": metrics} | raw))
+            if self.divergence and not self.trial.timed:
+                return
+            cycle = sgdr.cycle_ending_at(self._last_step(epoch), self.cycle_steps)
+            if self.learning and predicted and cycle is not None and not self.divergence:
+                emit(self._take_snapshot(self.learning.learner, predicted, cycle, epoch))
+                if self.learning.continuation:
+                    self.learning.continuation.save(self.progress)
+
+    def _last_step(self, epoch: int) -> int:
+        """Returns the number of an epoch's last step, counted from the start of the trial."""
+        return (epoch + 1) * len(self.loader) - 1
+
+    def _train(self, epoch: int) -> tuple[dict[str, float], Record, float]:
+        """Runs the timed part of an epoch; returns what `run_epoch` returns."""
+        self.order.epoch = epoch
+        if self.trial.config.corpus.cache == "cold":
+            page_cache.drop(cast(ClipDataset, self.loader.dataset).files())
+        learner = self.learning.learner if self.learning else None
+        return run_epoch(self.loader, self.run_step, epoch, learner, self.gauge, self.log)
+
+    def _validate(
+        self, learning: "_Learning", epoch: int, metrics: dict[str, float], raw: Record
+    ) -> tuple["_Predicted", dict[str, float]]:
+        """Predicts the validation split, and detects whether the trial has diverged.
+
+        `metrics` and `raw` are those of the epoch that has just been trained. Returns the
+        predictions and further metrics of the epoch. Raises BadClip if a clip causes values that
+        are not finite.
+        """
+        trial, corpus, learner = self.trial, self.corpus, learning.learner
+        if self.divergence is None and "first_not_finite" in raw:
+            check_inputs(trial, corpus, learner, self.order, raw["first_not_finite"])
+        predicted, more = _predict(learner, learning.validation, self.gauge)
+        if self.divergence is None:
+            self.divergence = find_divergence(learner, metrics, epoch, predicted.scores)
+            if self.divergence is None:
+                check_validation(trial, corpus, learner, predicted.scores)
+        return predicted, more | {"lr": self.learning_rate(self._last_step(epoch))}
+
+    def _take_snapshot(
+        self, learner: Learner, predicted: "_Predicted", cycle: int, epoch: int
+    ) -> Record:
+        """Adds the snapshot of a cycle to the ensemble, saves it, and returns its record."""
+        progress = self.progress
+        progress.ensemble = progress.ensemble or snapshots.Ensemble(predicted.labels)
+        progress.ensemble.add(predicted.scores)
+        folder = Path(self.trial.folder)
+        return progress.add_record(_save_snapshot(learner, progress.ensemble, folder, cycle, epoch))
+
+    def end(self) -> Record:
+        """Returns the end record."""
+        return end_record(
+            self.trial,
+            self.progress,
+            self.divergence,
+            self.learning is not None,
+            self.corpus.account,
+        )
 
 
-def _validate(learner: Learner, validation: DataLoader, gauge: Gauge) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-    """Scores and labels of the validation split, and the metrics of having predicted it."""
+class _Learning(NamedTuple):
+    """Holds what a trial has that learns."""
+
+    learner: Learner
+    validation: DataLoader
+    continuation: Continuation | None  # None if the trial never continues
+
+
+class _Predicted(NamedTuple):
+    """Holds the predictions of the validation split."""
+
+    scores: torch.Tensor  # (N, K) probabilities
+    labels: torch.Tensor  # (N,)
+
+
+def _predict(
+    learner: Learner, validation: DataLoader, gauge: Gauge
+) -> tuple[_Predicted, dict[str, float]]:
+    """Predicts the validation split; returns its predictions and the resulting metrics."""
     began = time.perf_counter()
-    scores, labels, loss = learner.predict(watched(validation, gauge))
-    found = {"loss/validation": loss, "accuracy/validation": snapshots.accuracy(scores, labels)}
-    return scores, labels, found | {"time/eval_s": time.perf_counter() - began}
+    scores, labels, loss = learner.predict(watch_batches(validation, gauge))
+    accuracy = snapshots.accuracy(scores, labels)
+    metrics = {"loss/validation": loss} | (
+        {} if math.isnan(accuracy) else {"accuracy/validation": accuracy}
+    )
+    return _Predicted(scores, labels), metrics | {"time/eval_s": time.perf_counter() - began}
 
 
-def _pacing(trial: Trial) -> Work:
-    return lambda batch, epoch, step: (None, accelerator.work_paced(trial.config.device))
+def _make_simulated_step(trial: Trial) -> StepFunction:
+    """Returns the step function of the simulated accelerator."""
+    return lambda batch, epoch, step: (None, accelerator.run_simulated_step(trial.config.device))
 
 
-def _learning(trial: Trial, learner: Learner, cycle_steps: list[int], epoch_steps: int) -> Work:
-    keys, alpha = trial.config.sgdr, trial.config.augment.mixup
+def _make_learning_step(
+    trial: Trial, learner: Learner, learning_rate: Callable[[int], float], epoch_steps: int
+) -> StepFunction:
+    """Returns the step function that trains `learner` at the scheduled learning rate.
+
+    `learning_rate` returns the rate of a step, counted from the start of the trial.
+    """
+    alpha = trial.config.augment.mixup
 
     def learn(batch: Any, epoch: int, step: int) -> tuple[torch.Tensor, None]:
-        lr = sgdr.learning_rate(epoch * epoch_steps + step, cycle_steps, keys.lr, keys.lr_min)
-        mixup = mixup_weight(alpha, draws(trial.seed, epoch, step, MIXUP_STREAM)) if alpha else 1.0
+        lr = learning_rate(epoch * epoch_steps + step)
+        mixup = (
+            mixup_weight(alpha, random_stream(trial.seed, epoch, step, MIXUP_STREAM))
+            if alpha
+            else 1.0
+        )
         return learner.learn(batch, lr, mixup), None
 
     return learn
 
 
-def _take_snapshot(learner: Learner, ensemble: snapshots.Ensemble, folder: Path, cycle: int, epoch: int) -> Record:
+def _save_snapshot(
+    learner: Learner, ensemble: snapshots.Ensemble, folder: Path, cycle: int, epoch: int
+) -> Record:
+    """Saves the learner's weights as a snapshot, and returns the snapshot's record."""
     began = time.perf_counter()
-    path = snapshots.save(learner.model, folder, cycle)
-    metrics = {
+    path = snapshots.save_snapshot(learner.model, folder, cycle)
+    accuracies = {
         "snapshot/accuracy": ensemble.accuracies()[-1],
         "snapshot/ensemble_accuracy": snapshots.accuracy(ensemble.mean(), ensemble.labels),
-        "time/snapshot_s": time.perf_counter() - began,
+    }
+    metrics = {name: value for name, value in accuracies.items() if not math.isnan(value)} | {
+        "time/snapshot_s": time.perf_counter() - began
     }
     disagreement = ensemble.disagreement()
     if disagreement is not None:
@@ -131,67 +278,39 @@ def _take_snapshot(learner: Learner, ensemble: snapshots.Ensemble, folder: Path,
     return head | {"metrics": metrics, "disagreements": ensemble.disagreements()}
 
 
-def _setup(trial: Trial, device: str, corpus: corpora.PreparedCorpus, steps: int) -> Record:
-    config = trial.config
+def _setup_record(trial: Trial, device: str, corpus: corpora.PreparedCorpus, steps: int) -> Record:
+    """Returns the setup record, without the inputs of a later prediction; `steps`: per epoch."""
+    config, cpus, cores = trial.config, sorted(os.sched_getaffinity(0)), usable_cores()
     return {
         "kind": "setup",
         "device": device,
-        "device_name": accelerator.name_of(device, config.device),
+        "device_name": accelerator.device_name(device, config.device),
         "cpu_name": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "affinity": sorted(os.sched_getaffinity(0)),
-        "precision": trial.pinned.precision,
-        "channels_last": trial.pinned.channels_last,
-        **accelerator.threads(),
+        "cores": cores,
+        "affinity": cpus,
+        "cpu_quota": format_quota(len(cpus), cores),
+        "cpu_weight": cpu_weight(),
+        "precision": trial.runtime.precision,
+        "channels_last": trial.runtime.channels_last,
+        **accelerator.thread_counts(),
         "torch": torch.__version__,
         "labels": corpus.labels,
         "training_clips": len(corpus.split("training")),
         "validation_clips": len(corpus.split("validation")),
         "skipped_clips": len(corpus.skipped),
+        "split": corpus.account.how,
+        "corpus": corpus.account.document(),
         "steps_per_epoch": steps,
         "batch_bytes": batch_bytes(config, config.loader.batch_size),
     }
 
 
-def _recipe(trial: Trial, corpus: corpora.PreparedCorpus) -> Record:
-    """What makes predictions of the trial's snapshots, months later and without the corpus: see speech/prediction.py."""
-    picture = picture_of(trial.config, corpus)
-    statistics = {"mean": picture.mean.tolist(), "deviation": picture.deviation.tolist()}  # exact: a float32 is a float
+def _prediction_inputs(trial: Trial, corpus: corpora.PreparedCorpus) -> Record:
+    """Returns all inputs that speech/prediction.py needs in addition to the trial's snapshots.
+
+    With them a prediction is possible months later and without the corpus.
+    """
+    picture = build_picture(trial.config, corpus)
+    # The lists are exact, since a Python float holds any float32
+    statistics = {"mean": picture.mean.tolist(), "deviation": picture.deviation.tolist()}
     return {"config": trial.config.model_dump(mode="json"), "statistics": statistics}
-
-
-MEDIANS = {  # of the summary -> the series that it is the median of, over warm epochs that have it
-    **{f"{span}_s": f"time/{span}_s" for span in ("epoch", *SPANS)},
-    "clips_per_s": "rate/clips_per_s",
-    "busy_fraction": "accelerator/busy_fraction",
-    "stall_steps": "stall/steps",
-    "max_gap_s": "stall/max_gap_s",
-    "occupancy": "loader/occupancy",
-    "main_cpu_s": "cpu/main_s",
-    "worker_cpu_s": "cpu/worker_s",
-    "read_bytes": "io/read_bytes",
-}
-
-
-def _summary(epochs: list[dict[str, float]], warmup_epochs: int, ensemble: snapshots.Ensemble | None) -> dict[str, float]:
-    """The trial in a score of numbers: medians over warm epochs, the most of /dev/shm over all, accuracies on validation."""
-    warm = epochs[warmup_epochs:]
-    summary = {"train_s": sum(epoch["time/epoch_s"] for epoch in epochs)}
-    for name, metric in MEDIANS.items():
-        values = [epoch[metric] for epoch in warm if metric in epoch]
-        if values:
-            summary[name] = statistics.median(values)
-    if warm:
-        waits = [(epoch["time/fill_s"] + epoch["time/wait_s"]) / epoch["time/epoch_s"] for epoch in warm]
-        summary["wait_fraction"] = statistics.median(waits)
-    outside = [(epoch["cpu/outside_fraction"], epoch["time/epoch_s"]) for epoch in warm if "cpu/outside_fraction" in epoch]
-    if outside:
-        summary["outside_fraction"] = sum(share * seconds for share, seconds in outside) / sum(seconds for _, seconds in outside)
-    peaks = [epoch["shm/peak_bytes"] for epoch in epochs if "shm/peak_bytes" in epoch]
-    if peaks:
-        summary["shm_peak_bytes"] = max(peaks)
-    if ensemble:
-        alone = ensemble.accuracies()
-        summary |= {"accuracy": alone[-1], "best_snapshot_accuracy": max(alone)}
-        summary["ensemble_accuracy"] = snapshots.accuracy(ensemble.mean(), ensemble.labels)
-    return summary

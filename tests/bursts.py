@@ -1,7 +1,8 @@
 """A loader simulated in whole microseconds, and its epochs written down as a trial's records are.
 
-W servers with a queue each: batch i goes to worker i mod W as soon as the loop has received batch i - P * W, and the loop receives the
-batches in order. All times follow from the durations alone. Slow workers all finish at about the same time, so batches come in bursts.
+W servers with a queue each: batch i goes to worker i mod W as soon as the loop has received batch i
+- P * W, and the loop receives the batches in order. All times follow from the durations alone. Slow
+workers all finish at about the same time, so batches come in bursts.
 """
 
 from collections.abc import Callable
@@ -18,13 +19,25 @@ def uneven(step: int) -> int:
 
 
 def records(epochs: int = 2, workers: int = 8, **durations: Any) -> list[dict[str, Any]]:
-    """setup, `epochs` epochs of which the first is warm-up, end and exit; `durations` as of `epoch`."""
-    found: list[dict[str, Any]] = [{"kind": "setup", "device": "paced", "device_name": "paced: 25 ms a step", "batch_bytes": BATCH}]
+    """setup, `epochs` epochs of which the first is warm-up, end and exit; `durations` as of
+    `epoch`."""
+    found: list[dict[str, Any]] = [
+        {
+            "kind": "setup",
+            "device": "simulated",
+            "device_name": "simulated accelerator: 25 ms a step",
+            "batch_bytes": BATCH,
+        }
+    ]
     began_s = 0.25
     for number in range(epochs):
         found.append(epoch(number, began_s, workers, **durations))
         began_s = round(began_s + found[-1]["metrics"]["time/epoch_s"] + 0.01, 6)
-    return [*found, {"kind": "end", "summary": {}}, {"kind": "exit", "status": 0, "shm_limit_bytes": SHM_LIMIT}]
+    return [
+        *found,
+        {"kind": "end", "summary": {}},
+        {"kind": "exit", "status": 0, "shm_limit_bytes": SHM_LIMIT},
+    ]
 
 
 def epoch(
@@ -41,7 +54,8 @@ def epoch(
 ) -> dict[str, Any]:
     """One epoch's record. `fetch_us`: how long a batch is in preparation, by step."""
     servers, window = max(workers, 1), prefetch * workers
-    free = [worker_start_us * (1 + server) for server in range(workers)] or [0]  # since when each one idles
+    # since when each one idles
+    free = [worker_start_us * (1 + server) for server in range(workers)] or [0]
     asked: list[int] = []
     began: list[int] = []
     ended: list[int] = []
@@ -59,7 +73,11 @@ def epoch(
         now = done[-1] + other_us
 
     def in_use(time: int) -> int:
-        return BATCH * sum(end <= time < freed for end, freed in zip(ended, done, strict=True)) if workers else 0
+        return (
+            BATCH * sum(end <= time < freed for end, freed in zip(ended, done, strict=True))
+            if workers
+            else 0
+        )
 
     waits = [got - ask for ask, got in zip(asked, received, strict=True)]
     gaps = [got - before for before, got in zip(done, received[1:], strict=False)]
@@ -71,8 +89,8 @@ def epoch(
         "metrics": {
             "time/epoch_s": now / 1e6,
             "time/start_s": start / 1e6,
-            "time/fill_s": waits[0] / 1e6,
-            "time/wait_s": sum(waits[1:]) / 1e6,
+            "time/first_batch_s": waits[0] / 1e6,
+            "time/data_wait_s": sum(waits[1:]) / 1e6,
             "time/step_s": steps * step_us / 1e6,
             "time/other_s": steps * other_us / 1e6,
             "accelerator/busy_fraction": steps * step_us / now,
@@ -80,8 +98,8 @@ def epoch(
             "stall/max_gap_s": max(gaps, default=0) / 1e6,
         },
         "steps": {
-            "ask_s": _seconds(asked),
-            "wait_s": _seconds(waits),
+            "request_s": _seconds(asked),
+            "data_wait_s": _seconds(waits),
             "step_s": [step_us / 1e6] * steps,
             "other_s": [other_us / 1e6] * steps,
             "shm_bytes": [in_use(time) for time in received],

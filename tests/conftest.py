@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,17 +11,28 @@ from typing import Any
 import pytest
 
 from speech.config import TrialConfig
-from sweeps.tracking import Tracking, connect
+from sweeps.tracking.mlflow_client import connect
+from sweeps.tracking.mlflow_runs import RunLogger, TrialDescription
 from tests.launches import SWEEP, launch
 from tests.tones import write_tones
 from tests.trees import can_isolate
 
-HARDWARE = {"device": "cpu", "device_name": "Planted CPU", "cores": 2, "threads": 2, "precision": "float32"}
+HARDWARE = {
+    "device": "cpu",
+    "device_name": "Planted CPU",
+    "cores": 2,
+    "threads": 2,
+    "precision": "float32",
+}
 CONFIG = {
     "corpus": {"name": "synthetic", "words": ["yes", "no"]},
-    "loader": {"num_workers": 0, "shm_size": None, "form": "wav"},
+    "loader": {"num_workers": 0, "shm_size": None, "format": "wav"},
     "sgdr": {"epochs": 8, "cycle_epochs": None, "cycle_factor": 1, "lr": 0.01},
 }
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell makes its background jobs ignore Ctrl-C, and all that they start. Tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -32,19 +44,20 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tracking(tmp_path: Path, empty_database: Path) -> Tracking:
+def tracking(tmp_path: Path, empty_database: Path) -> RunLogger:
     """A tracker of its own, at sqlite:///<tmp_path>/mlflow.db."""
     return tracking_in(tmp_path, empty_database)
 
 
 @pytest.fixture
-def plant(tracking: Tracking) -> Callable[..., str]:
-    """plant(parent, {'loader.num_workers': 4}, epoch_s=3.0): `plant_trial` in the test's own tracker."""
+def plant(tracking: RunLogger) -> Callable[..., str]:
+    """plant(parent, {'loader.num_workers': 4}, epoch_s=3.0): `plant_trial` in the test's own
+    tracker."""
     return functools.partial(plant_trial, tracking)
 
 
 @pytest.fixture(scope="session")
-def first_look(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Tracking:
+def first_look(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> RunLogger:
     """The sweep of tests/planted_sweep.py in a tracker that is only read."""
     from tests.planted_sweep import plant_first_look  # which plants with what stands here
 
@@ -53,19 +66,19 @@ def first_look(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -
     return tracking
 
 
-def tracking_in(folder: Path, empty_database: Path) -> Tracking:
+def tracking_in(folder: Path, empty_database: Path) -> RunLogger:
     shutil.copy(empty_database, folder / "mlflow.db")
-    return Tracking(f"sqlite:///{folder}/mlflow.db", "speech")
+    return RunLogger(f"sqlite:///{folder}/mlflow.db", "speech")
 
 
 def plant_trial(
-    tracking: Tracking,
+    tracking: RunLogger,
     parent: str,
     swept: Mapping[str, Any],
     repeat: int = 1,
     outcome: str = "completed",
     block: str = "workers",
-    key: str | None = None,
+    trial_id: str | None = None,
     tags: Mapping[str, Any] | None = None,
     **summary: float,
 ) -> str:
@@ -76,19 +89,21 @@ def plant_trial(
         config[group][leaf] = value
     run = tracking.start_trial(
         parent,
-        key=key or trial_key(block, swept, repeat),
-        block=block,
-        repeat=repeat,
-        seed=41 + repeat,
-        swept=swept,
-        config=config,
-        tags=HARDWARE | dict(tags or {}),
+        TrialDescription(
+            trial_id=trial_id or make_trial_id(block, swept, repeat),
+            block=block,
+            repeat=repeat,
+            seed=41 + repeat,
+            swept=swept,
+            config=config,
+            tags=HARDWARE | dict(tags or {}),
+        ),
     )
     tracking.finish_trial(run, outcome, "planted", summary)
     return run
 
 
-def trial_key(block: str, swept: Mapping[str, Any], repeat: int) -> str:
+def make_trial_id(block: str, swept: Mapping[str, Any], repeat: int) -> str:
     return f"{block} {sorted(swept.items())} {repeat}"
 
 
@@ -108,7 +123,8 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tone_trial(tones: Path) -> Callable[..., TrialConfig]:
-    """tone_trial(loader={'num_workers': 2}): a small trial on the planted corpus, groups overridden key by key."""
+    """tone_trial(loader={'num_workers': 2}): a small trial on the planted corpus, groups overridden
+    key by key."""
 
     def config(**groups: Any) -> TrialConfig:
         small: dict[str, Any] = {
@@ -119,19 +135,25 @@ def tone_trial(tones: Path) -> Callable[..., TrialConfig]:
             "device": "cpu",
         }
         for name, value in groups.items():
-            small[name] = small.get(name, {}) | value if isinstance(value, dict) and name != "device" else value
+            small[name] = (
+                small.get(name, {}) | value
+                if isinstance(value, dict) and name != "device"
+                else value
+            )
         return TrialConfig.model_validate(small)
 
     return config
 
 
 @pytest.fixture(scope="session")
-def launched(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
-    """The planted sweep, run once with --test: its folder, and what was printed."""
+def launched(
+    tones: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess]:
+    """The planted sweep, run once with --evaluate-test: its folder, and what was printed."""
     if not can_isolate():
         pytest.skip("this machine forbids mount namespaces")
     folder = tmp_path_factory.mktemp("launched")
     (folder / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=1))
-    done = launch(folder, "--test")
+    done = launch(folder, "--evaluate-test")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done

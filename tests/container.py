@@ -27,7 +27,8 @@ def check(result: int) -> None:
 
 
 def docker(home: Path) -> None:
-    """A user namespace that forbids further ones, and after the next exec a root without CAP_SYS_ADMIN: mount and unshare fail."""
+    """A user namespace that forbids further ones, and after the next exec a root without
+    CAP_SYS_ADMIN: mount and unshare fail."""
     user, group = os.geteuid(), os.getegid()
     check(libc.unshare(CLONE_NEWUSER | CLONE_NEWNS))
     Path("/proc/self/setgroups").write_text("deny")
@@ -40,13 +41,16 @@ def docker(home: Path) -> None:
 
 
 def nobody(home: Path) -> None:
-    """Mounts what it runs where an ordinary user may read it, in a mount namespace of its own, and becomes that user."""
+    """Mounts what it runs where an ordinary user may read it, in a mount namespace of its own, and
+    becomes that user."""
     check(libc.unshare(CLONE_NEWNS))
     check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
     seen = {"repo": ROOT, "venv": Path(sys.prefix), "python": Path(sys.base_prefix)}
     for name, place in seen.items():
         (home / name).mkdir(exist_ok=True)
-        check(libc.mount(str(place).encode(), str(home / name).encode(), None, MS_BIND | MS_REC, None))
+        check(
+            libc.mount(str(place).encode(), str(home / name).encode(), None, MS_BIND | MS_REC, None)
+        )
     shutil.chown(home, NOBODY, NOBODY)
     os.setgroups([])
     os.setgid(NOBODY)
@@ -57,7 +61,8 @@ def nobody(home: Path) -> None:
         "HOME": str(home),
         "USER": "nobody",
         "PATH": f"{python / 'bin'}:/usr/bin:/bin",
-        "LD_LIBRARY_PATH": str(python / "lib"),  # a Python built with a shared library looks for it where it was built
+        # a Python built with a shared library looks for it where it was built
+        "LD_LIBRARY_PATH": str(python / "lib"),
         "PYTHONPATH": f"{home / 'repo'}:{home / 'venv' / 'lib' / version / 'site-packages'}",
         "PYTHONDONTWRITEBYTECODE": "1",
     }

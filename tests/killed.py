@@ -1,7 +1,9 @@
-"""Trials that are killed at a chosen moment: Template(tasks="tests.killed"). The file `kill` in a trial's folder names the moment.
+"""Trials that are killed at a chosen moment: Template(tasks="tests.killed"). The file `kill` in a
+trial's folder names the moment.
 
-A moment is a record, "epoch 4" or "snapshot 1" or "end 0", before which its process kills itself; or one of the writes at a cycle end,
-"learned 1" when the snapshot of cycle 1 is written and nothing else, "progress 1" when only progress.json is missing.
+A moment is a record, "epoch 4" or "snapshot 1" or "end 0", before which its process kills itself;
+or one of the writes at a cycle end, "learned 1" when the snapshot of cycle 1 is written and nothing
+else, "progress 1" when only progress.json is missing.
 """
 
 import os
@@ -17,7 +19,7 @@ from speech.tasks import Arguments, Emit
 from speech.timing import Gauge
 
 NUMBERS = {"epoch": "epoch", "snapshot": "cycle"}  # of a record: what counts its kind
-whole_file, save_atomically = continuation.whole_file, continuation.save_atomically
+open_atomically, save_atomically = continuation.open_atomically, continuation.save_atomically
 
 
 def train(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
@@ -32,7 +34,7 @@ def train(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
 
     def told(record: dict[str, Any]) -> None:
         nonlocal cycle
-        if not record.get("again"):
+        if not record.get("replayed"):
             reach(f"{record['kind']} {record.get(NUMBERS.get(record['kind'], ''), 0)}")
         cycle = record.get("cycle", cycle)
         emit(record)
@@ -44,10 +46,11 @@ def train(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
     @contextmanager
     def write(path: Path) -> Iterator[BinaryIO]:
         reach(f"progress {cycle}")
-        with whole_file(path) as out:
+        with open_atomically(path) as out:
             yield out
 
-    continuation.save_atomically, continuation.whole_file = save, write  # in this process, which is the trial's own
+    # in this process, which is the trial's own
+    continuation.save_atomically, continuation.open_atomically = save, write
     TRAINING["train"](arguments, told, gauge)
 
 

@@ -1,4 +1,5 @@
-"""A tiny sweep as a user launches it: two questions on the planted tones, run once for all tests that look at what it leaves."""
+"""A tiny sweep as a user launches it: two questions on the planted tones, run once for all tests
+that look at what it leaves."""
 
 import subprocess
 import sys
@@ -19,11 +20,11 @@ blocks:
     repeats: {repeats}
     parameters:
       loader:
-        form: png
+        format: png
         batch_size: 4               # 2.3 MiB a batch
         num_workers: {{values: [0, 2]}}
         shm_size: {{values: [4M, 64M]}}
-      device: {{first_of: [paced], step_s: 0.05}}
+      device: {{prefer: [simulated], step_s: 0.05}}
   cycles:
     metric: {{name: ensemble_accuracy, goal: maximize}}
     parameters:
@@ -35,5 +36,10 @@ blocks:
 
 def launch(folder: Path, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, ROOT / "launch.py", "sweep.yaml", *flags], cwd=folder, capture_output=True, text=True, timeout=900, check=False
+        [sys.executable, ROOT / "launch.py", "sweep.yaml", *flags],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
     )

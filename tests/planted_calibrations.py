@@ -1,11 +1,12 @@
-"""A calibration of round numbers; and as a template's task, where it comes without being measured, or goes wrong as model.weights asks."""
+"""A calibration of round numbers; and as a template's task, where it comes without being measured,
+or goes wrong as model.weights asks."""
 
 import os
 import signal
 import time
 from typing import Any
 
-from speech.costs import Calibration, LoaderCosts, StepCosts
+from speech.calibration.costs import Calibration, LoaderCosts, StepCosts
 
 MIB = 1 << 20
 
@@ -16,9 +17,14 @@ class BadClip(ValueError):
 
 def planted(step: StepCosts | None = None, **costs: Any) -> Calibration:
     """Round seconds on 2 cores: a batch takes 80 ms, its step 10 ms of the accelerator."""
-    nothing = {name: 0.0 if field.annotation is float else [] for name, field in LoaderCosts.model_fields.items()}
+    nothing = {
+        name: 0.0 if field.annotation is float else []
+        for name, field in LoaderCosts.model_fields.items()
+    }
     plain = nothing | {
         "cores": 2,
+        "cpus": None,
+        "period_s": 0.1,
         "batch_size": 4,
         "batch_bytes": MIB,
         "inline_s": 0.08,
@@ -26,7 +32,9 @@ def planted(step: StepCosts | None = None, **costs: Any) -> Calibration:
         "fork_s": 0.01,
         "ready_s": 0.03,
     }
-    return Calibration(loader=LoaderCosts(**plain | costs), step=step or StepCosts(wait_s=0.01), took_s=20)
+    return Calibration(
+        loader=LoaderCosts(**plain | costs), step=step or StepCosts(wait_s=0.01), took_s=20
+    )
 
 
 def calibrate(arguments: dict[str, Any], emit: Any, gauge: Any) -> None:
@@ -34,7 +42,10 @@ def calibrate(arguments: dict[str, Any], emit: Any, gauge: Any) -> None:
     if way == "raise":
         raise KeyError("planted")
     if way == "no space":
-        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_1_1>: No space left on device (28)")
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1_1_1>: No space left on device"
+            " (28)"
+        )
     if way == "bad clip":
         raise BadClip("low/a.wav: not a wav file")
     if way == "killed":

@@ -1,7 +1,9 @@
-"""Trials that go wrong on purpose, for real: tasks that a Template can be started with, as Template(tasks="tests.provoked").
+"""Trials that go wrong on purpose, for real: tasks that a Template can be started with, as
+Template(tasks="tests.provoked").
 
-`loop` is a training loop of any shape around a real DataLoader; in one of its items a worker, or the training process at 0 workers, meets
-with an accident. The other tasks go wrong in the training process itself.
+`loop` is a training loop of any shape around a real DataLoader; in one of its items a worker, or
+the training process at 0 workers, meets with an accident. The other tasks go wrong in the training
+process itself.
 """
 
 import ctypes
@@ -21,7 +23,7 @@ from speech.audio import BadClip
 from speech.shapes import whole_pages
 from speech.tasks import TASKS as TRAINING
 from speech.tasks import Arguments, Emit
-from speech.timing import Gauge, watched
+from speech.timing import Gauge, watch_batches
 
 SECONDS_OF_WORK = 1.5
 
@@ -30,7 +32,12 @@ class Items(Dataset[torch.Tensor]):
     """`batches` tensors of `batch_mib` each; making number `at` meets with `accident`."""
 
     def __init__(self, batches: int, batch_mib: float, at: int, accident: str | None):
-        self.batches, self.floats, self.at, self.accident = batches, round(batch_mib * 2**18), at, accident
+        self.batches, self.floats, self.at, self.accident = (
+            batches,
+            round(batch_mib * 2**18),
+            at,
+            accident,
+        )
 
     def __len__(self) -> int:
         return self.batches
@@ -92,14 +99,19 @@ def open_strangers() -> None:
 
 def half_a_line() -> None:
     """Killed while a record is on its way."""
-    (records,) = [int(name) for name in os.listdir("/proc/self/fd") if _is_the_pipe_of_records(int(name))]
+    (records,) = [
+        int(name) for name in os.listdir("/proc/self/fd") if _is_the_pipe_of_records(int(name))
+    ]
     os.write(records, b'{"kind": "epoch", "metr')
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _is_the_pipe_of_records(descriptor: int) -> bool:
     try:
-        return os.readlink(f"/proc/self/fd/{descriptor}").startswith("pipe:") and os.write(descriptor, b"\n") == 1
+        return (
+            os.readlink(f"/proc/self/fd/{descriptor}").startswith("pipe:")
+            and os.write(descriptor, b"\n") == 1
+        )
     except OSError:
         return False
 
@@ -139,7 +151,8 @@ ACCIDENTS = {
 
 
 def custom(samples: list[torch.Tensor]) -> torch.Tensor:
-    """A collate function that allocates as people write them: the batch reaches /dev/shm in the queue's feeder thread."""
+    """A collate function that allocates as people write them: the batch reaches /dev/shm in the
+    queue's feeder thread."""
     return torch.stack(samples)
 
 
@@ -148,7 +161,14 @@ def mute(worker: int) -> None:
 
 
 def loop(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
-    keys: dict[str, Any] = {"batches": 8, "batch_mib": 1.0, "at": 2, "accident": None, "step_s": 0.0, "num_workers": 2} | arguments
+    keys: dict[str, Any] = {
+        "batches": 8,
+        "batch_mib": 1.0,
+        "at": 2,
+        "accident": None,
+        "step_s": 0.0,
+        "num_workers": 2,
+    } | arguments
     if keys.get("ignore_sigterm"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     workers = keys["num_workers"]
@@ -160,9 +180,9 @@ def loop(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
         collate_fn=custom if keys.get("custom_collate") else None,
         worker_init_fn=mute if keys.get("mute") else None,
     )
-    gauge.expect(whole_pages(round(keys["batch_mib"] * 2**20)))
+    gauge.set_batch_bytes(whole_pages(round(keys["batch_mib"] * 2**20)))
     emit({"kind": "setup", "labels": []})
-    for _ in watched(loader, gauge):
+    for _ in watch_batches(loader, gauge):
         time.sleep(keys["step_s"])
     emit({"kind": "end", "summary": {}})
 
@@ -177,7 +197,11 @@ def train(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
     """A trial that meets with the accident its key ends in, as 07-raises; 07-None trains as ever."""
     name = Path(arguments["folder"]).name.partition("-")[2]
     if name in ACCIDENTS:
-        loop({"accident": name, "num_workers": arguments["config"]["loader"]["num_workers"]}, emit, gauge)
+        loop(
+            {"accident": name, "num_workers": arguments["config"]["loader"]["num_workers"]},
+            emit,
+            gauge,
+        )
     else:
         TRAINING["train"](arguments, emit, gauge)
 

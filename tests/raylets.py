@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from sweeps.janitor import kept_tidy, marked
+from sweeps.sandbox.janitor import find_descendants, scratch_dir
 
 RAY = Path(sys.executable).parent / "ray"
 
@@ -33,21 +33,38 @@ class Raylets:
         return new
 
     def _raylets(self) -> list[psutil.Process]:
-        return [process for process in marked(str(self.scratch), os.getpid()) if process.name() == "raylet"]
+        return [
+            process
+            for process in find_descendants(str(self.scratch), os.getpid())
+            if process.name() == "raylet"
+        ]
 
     def _start(self, *flags: str) -> None:
         command = [RAY, "start", "--disable-usage-stats", "--object-store-memory=80000000", *flags]
-        subprocess.run(command, env=os.environ | self.variables, check=True, capture_output=True, timeout=300)
+        subprocess.run(
+            command, env=os.environ | self.variables, check=True, capture_output=True, timeout=300
+        )
 
 
 @contextlib.contextmanager
 def cluster(*flags: str, **variables: str) -> Iterator[Raylets]:
-    """A head, started with these flags of `ray start`, by a user whose home is empty but for what `variables` say."""
-    with TemporaryDirectory() as notes, kept_tidy(Path(notes, "remains")) as scratch, socket.socket() as free:
+    """A head, started with these flags of `ray start`, by a user whose home is empty but for what
+    `variables` say."""
+    with (
+        TemporaryDirectory() as notes,
+        scratch_dir(Path(notes, "remains")) as scratch,
+        socket.socket() as free,
+    ):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
         (scratch / "home").mkdir()
-        made = Raylets(f"127.0.0.1:{port}", {"HOME": str(scratch / "home"), "RAY_ADDRESS": f"127.0.0.1:{port}"} | variables, scratch)
-        made._start("--head", f"--port={port}", f"--temp-dir={scratch}", "--include-dashboard=false", *flags)
+        made = Raylets(
+            f"127.0.0.1:{port}",
+            {"HOME": str(scratch / "home"), "RAY_ADDRESS": f"127.0.0.1:{port}"} | variables,
+            scratch,
+        )
+        made._start(
+            "--head", f"--port={port}", f"--temp-dir={scratch}", "--include-dashboard=false", *flags
+        )
         yield made

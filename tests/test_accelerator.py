@@ -1,30 +1,32 @@
+import math
 import time
 
 import pytest
 import torch
 
-from speech.accelerator import DeviceError, choose, fastest, work_paced
-from speech.config import Device
+from speech.accelerator import DeviceError, choose_device, find_fastest_settings, run_simulated_step
+from speech.learner import Learner
 from speech.shapes import picture_shape
+from speech.training_config import Device
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")
 
 
 @without_gpu
 def test_cuda_without_a_gpu_is_an_error_never_a_cpu_run() -> None:
-    with pytest.raises(DeviceError, match="finds no CUDA GPU"):
-        choose(Device.model_validate("cuda"))
+    with pytest.raises(DeviceError, match="no CUDA GPU"):
+        choose_device(Device.model_validate("cuda"))
 
 
 @without_gpu
 def test_the_first_device_there_is() -> None:
-    assert choose(Device.model_validate("auto")) == "cpu"
-    assert choose(Device(first_of=["cuda", "paced"], step_s=0.1)) == "paced"
+    assert choose_device(Device.model_validate("auto")) == "cpu"
+    assert choose_device(Device(prefer=["cuda", "simulated"], step_s=0.1)) == "simulated"
 
 
-def test_the_paced_device_burns_then_waits() -> None:
+def test_the_simulated_device_burns_then_waits() -> None:
     cpu, wall = time.thread_time(), time.perf_counter()
-    began, ended = work_paced(Device(first_of=["paced"], step_s=0.05, host_s=0.02))
+    began, ended = run_simulated_step(Device(prefer=["simulated"], step_s=0.05, host_cpu_s=0.02))
     assert time.thread_time() - cpu >= 0.02
     assert 0.05 <= ended - began < 0.1
     assert time.perf_counter() - wall >= 0.07
@@ -32,7 +34,24 @@ def test_the_paced_device_burns_then_waits() -> None:
 
 def test_a_precision_that_was_asked_for_is_kept(tone_trial) -> None:
     config = tone_trial(precision="float32")
-    pinned, line = fastest(config, picture_shape(config), threads=1)
+    pinned, line = find_fastest_settings(config, picture_shape(config), threads=1)
     assert pinned.precision == "float32"
     assert pinned.threads == 1
     assert line.startswith("float32")
+
+
+def test_a_precision_that_gives_no_numbers_is_never_pinned(tone_trial, monkeypatch) -> None:
+    """Planted: bfloat16 takes no time and learns NaN."""
+    learn = Learner.learn
+
+    def planted(learner, batch, lr, mixup):
+        if learner.dtype == torch.bfloat16:
+            return torch.tensor(math.nan)
+        time.sleep(0.01)
+        return learn(learner, batch, lr, mixup)
+
+    monkeypatch.setattr(Learner, "learn", planted)
+    config = tone_trial()
+    assert find_fastest_settings(config, picture_shape(config), threads=1)[0].precision == "float32"
+    with pytest.raises(DeviceError, match="precision: bfloat16"):
+        find_fastest_settings(tone_trial(precision="bfloat16"), picture_shape(config), threads=1)

@@ -1,4 +1,5 @@
-"""What a calibration says of a data set, a worker's start and a step whose costs are planted: CPU that is burnt, reads that are slept."""
+"""What a calibration says of a data set, a worker's start and a step whose costs are planted: CPU
+that is burnt, reads that are slept."""
 
 import hashlib
 import os
@@ -6,11 +7,12 @@ import time
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from speech import calibrate
-from speech.calibrate import calibrate_loader, calibrate_step
-from speech.costs import LoaderCosts
+from speech.calibration import batch_workers, calibrate
+from speech.calibration.calibrate import calibrate_loader
+from speech.calibration.costs import LoaderCosts
+from speech.calibration.step_timings import calibrate_step
 
 CORES = len(os.sched_getaffinity(0))
 COMPUTED_S, READ_S = 0.005, 0.004  # a sample
@@ -44,9 +46,17 @@ def start(worker: int) -> None:
 
 
 def make(read_s: float):
-    def loader(num_workers: int, prefetch_factor: int | None, persistent_workers: bool) -> DataLoader:
+    def loader(
+        num_workers: int, prefetch_factor: int | None, persistent_workers: bool
+    ) -> DataLoader:
         keys = {"prefetch_factor": prefetch_factor, "persistent_workers": persistent_workers}
-        return DataLoader(Planted(read_s), SAMPLES, num_workers=num_workers, worker_init_fn=start, **keys if num_workers else {})
+        return DataLoader(
+            Planted(read_s),
+            SAMPLES,
+            num_workers=num_workers,
+            worker_init_fn=start,
+            **keys if num_workers else {},
+        )
 
     return loader
 
@@ -55,7 +65,7 @@ def make(read_s: float):
 def short():
     """Windows that see a dozen of these batches."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrate, "WINDOW_S", 0.3)
+        patch.setattr(batch_workers, "WINDOW_S", 0.3)
         patch.setattr(calibrate, "ROUNDS", 1)
         yield
 
@@ -91,7 +101,11 @@ def test_a_batch_that_lies_ready_is_taken_at_once(found) -> None:
     costs, _ = found
     assert 0 < dict(costs.receive_s)[0] < SAMPLES * COMPUTED_S / 4
     assert 0 < costs.release_s < SAMPLES * COMPUTED_S / 4
-    assert all(seconds >= 0 for table in (costs.receive_s, costs.deliver_s, costs.wake_s) for _, seconds in table)
+    assert all(
+        seconds >= 0
+        for table in (costs.receive_s, costs.deliver_s, costs.wake_s)
+        for _, seconds in table
+    )
 
 
 def test_a_step_is_its_cpu_seconds_and_shares_the_cores_evenly(found) -> None:
@@ -101,9 +115,15 @@ def test_a_step_is_its_cpu_seconds_and_shares_the_cores_evenly(found) -> None:
     step = calibrate_step(lambda: burn(STEP_S), 1, costs, make(0.0)(0, None, False))
     assert step.cpu_s == pytest.approx(STEP_S, rel=0.3)
     assert [count for count, _ in step.beside] == sorted({1, CORES})
-    assert all(0.5 < slower < 1.7 for table in (step.beside, step.prepare_beside) for _, slower in table)
+    assert all(
+        0.5 < slower < 1.7 for table in (step.beside, step.prepare_beside) for _, slower in table
+    )
 
 
-def test_a_loader_that_says_no_batches_is_refused() -> None:
+def test_a_loader_that_says_no_indices_is_refused() -> None:
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(range(9))
+
     with pytest.raises(ValueError, match="map-style dataset"):
-        calibrate_loader(lambda *_: DataLoader(Planted(0.0), batch_size=None), CORES, 4096)
+        calibrate_loader(lambda *_: DataLoader(Stream()), CORES, 4096)

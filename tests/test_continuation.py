@@ -1,6 +1,7 @@
 """Trials killed for real and continued, against one that ran through: equal to the last bit."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import pytest
 import torch
 
 from speech import corpora
-from speech.config import Pinned, Trial, TrialConfig
+from speech.config import RuntimeSettings, Trial, TrialConfig
 from speech.continuation import Continuation, Progress
 from speech.learner import make_learner
-from sweeps.isolation import Task, Template
+from sweeps.sandbox.isolation import ForkServer, Task
 from tests.trees import ROOT
 
 AUGMENTED = {"shift_ms": 50.0, "noise": 0.5, "freq_mask": 4, "time_mask": 4, "mixup": 0.4}
@@ -19,7 +20,7 @@ AUGMENTED = {"shift_ms": 50.0, "noise": 0.5, "freq_mask": 4, "time_mask": 4, "mi
 
 @pytest.fixture(scope="module")
 def template():
-    made = Template(ROOT, tasks="tests.killed")
+    made = ForkServer(ROOT, tasks="tests.killed")
     yield made
     made.close()
 
@@ -27,14 +28,25 @@ def template():
 @pytest.fixture(scope="module")
 def config(tone_trial):
     """Four epochs of two steps in two cycles."""
-    return tone_trial(augment=AUGMENTED, loader={"batch_size": 6}, sgdr={"epochs": 4, "cycle_epochs": 2, "lr": 0.02})
+    return tone_trial(
+        augment=AUGMENTED,
+        loader={"batch_size": 6},
+        sgdr={"epochs": 4, "cycle_epochs": 2, "lr": 0.02},
+    )
 
 
 def trial_of(config: TrialConfig, folder: Path) -> Trial:
-    return Trial(config=config, seed=3, warmup_epochs=1, pinned=Pinned(threads=1), folder=str(folder), continues=True)
+    return Trial(
+        config=config,
+        seed=3,
+        warmup_epochs=1,
+        runtime=RuntimeSettings(threads=1),
+        folder=str(folder),
+        continues=True,
+    )
 
 
-def attempt(template: Template, config: TrialConfig, folder: Path, kill: str = "") -> list[dict]:
+def attempt(template: ForkServer, config: TrialConfig, folder: Path, kill: str = "") -> list[dict]:
     """The records of one attempt in `folder`, without the exit record."""
     if kill:
         (folder / "kill").write_text(kill)
@@ -53,18 +65,28 @@ def through(template, config, tmp_path_factory):
 
 
 def figures(records: list[dict]) -> list[tuple]:
-    """Of every epoch and snapshot, what must not depend on whether the trial was interrupted: all that no clock has measured."""
+    """Of every epoch and snapshot, what must not depend on whether the trial was interrupted: all
+    that no clock has measured."""
     kinds = ("loss/", "accuracy/", "snapshot/", "lr")
     told = [record for record in records if record["kind"] in ("epoch", "snapshot")]
     return [
-        (record["kind"], record.get("epoch"), record.get("warmup"), {k: v for k, v in record["metrics"].items() if k.startswith(kinds)})
+        (
+            record["kind"],
+            record.get("epoch"),
+            record.get("warmup"),
+            {k: v for k, v in record["metrics"].items() if k.startswith(kinds)},
+        )
         for record in told
     ]
 
 
-def assert_equal(folder: Path, records: list[dict], other: Path, others: list[dict], workers: int = 0) -> None:
+def assert_equal(
+    folder: Path, records: list[dict], other: Path, others: list[dict], workers: int = 0
+) -> None:
     assert figures(records) == figures(others)
-    ends = [next(record for record in each if record["kind"] == "end") for each in (records, others)]
+    ends = [
+        next(record for record in each if record["kind"] == "end") for each in (records, others)
+    ]
     for name in ("accuracy", "best_snapshot_accuracy", "ensemble_accuracy"):
         assert ends[0]["summary"][name] == ends[1]["summary"][name]
     assert ends[0]["confusion"] == ends[1]["confusion"]
@@ -104,16 +126,22 @@ def same(one, other) -> None:
     ],
     ids=str,
 )
-def test_a_killed_trial_ends_as_one_that_ran_through(template, config, through, tmp_path, workers, kills, continued) -> None:
-    config = config.model_copy(update={"loader": config.loader.model_copy(update={"num_workers": workers})})
+def test_a_killed_trial_ends_as_one_that_ran_through(
+    template, config, through, tmp_path, workers, kills, continued
+) -> None:
+    config = config.model_copy(
+        update={"loader": config.loader.model_copy(update={"num_workers": workers})}
+    )
     for kill in kills:
         attempt(template, config, tmp_path, kill)
     records = attempt(template, config, tmp_path)
     assert records[0].get("continued_epoch") == continued
     assert "started_over" not in records[0]
     assert_equal(tmp_path, records, *through, workers)
-    again = [record for record in records if record.get("again")]
-    assert [record["epoch"] for record in again if record["kind"] == "epoch"] == list(range(continued or 0))
+    again = [record for record in records if record.get("replayed")]
+    assert [record["epoch"] for record in again if record["kind"] == "epoch"] == list(
+        range(continued or 0)
+    )
     assert not any("steps" in record or "began_s" in record for record in again)
 
 
@@ -124,10 +152,12 @@ def interrupted(template, config, tmp_path_factory):
     return folder, attempt(template, config, folder, "epoch 3")
 
 
-def test_an_attempt_tells_the_times_of_the_one_before_as_they_were(template, config, interrupted, tmp_path) -> None:
+def test_an_attempt_tells_the_times_of_the_one_before_as_they_were(
+    template, config, interrupted, tmp_path
+) -> None:
     folder, before = interrupted
     records = attempt(template, config, shutil.copytree(folder, tmp_path / "copy"))
-    again = [record for record in records if record.get("again")]
+    again = [record for record in records if record.get("replayed")]
     assert [record["metrics"] for record in again] == [record["metrics"] for record in before[1:4]]
     epochs = [record["metrics"]["time/epoch_s"] for record in records if record["kind"] == "epoch"]
     assert records[-1]["summary"]["train_s"] == pytest.approx(sum(epochs))
@@ -154,22 +184,31 @@ def of_another_torch(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "harm", "why"),
     [
-        ("progress.json", cut, "progress.json of an interrupted attempt is torn"),
-        ("progress.json", lambda file: file.write_text("null"), "progress.json of an interrupted attempt is torn"),
-        ("progress.json", of_another_torch, "what an interrupted attempt kept is of another torch"),
-        ("learned-2.pt", flip, "learned-2.pt of an interrupted attempt is torn or gone"),
-        ("snapshot-0.pt", cut, "snapshot-0.pt of an interrupted attempt is torn or gone"),
-        ("snapshot-0.pt", Path.unlink, "snapshot-0.pt of an interrupted attempt is torn or gone"),
+        ("progress.json", cut, r"progress\.json .*corrupt"),
+        (
+            "progress.json",
+            lambda file: file.write_text("null"),
+            r"progress\.json .*corrupt",
+        ),
+        ("progress.json", of_another_torch, r"another torch$"),
+        ("learned-2.pt", flip, r"^learned-2\.pt .*corrupt"),
+        ("snapshot-0.pt", cut, r"^snapshot-0\.pt .*corrupt"),
+        ("snapshot-0.pt", Path.unlink, r"^snapshot-0\.pt .*corrupt"),
     ],
     ids=["cut", "null", "torch", "flipped", "snapshot cut", "snapshot gone"],
 )
-def test_what_is_torn_or_of_another_torch_is_not_used(config, interrupted, tmp_path, name: str, harm, why: str) -> None:
+def test_what_is_torn_or_of_another_torch_is_not_used(
+    config, interrupted, tmp_path, name: str, harm, why: str
+) -> None:
     shutil.copytree(interrupted[0], tmp_path, dirs_exist_ok=True)
     harm(tmp_path / name)
     progress = taken_up(trial_of(config, tmp_path))
-    assert progress.origin() == {"started_over": why}
+    assert progress.origin().keys() == {"started_over"}
+    assert re.search(why, progress.origin()["started_over"])
     assert not progress.records
-    assert not (tmp_path / "progress.json").exists(), "nothing rests on it while its files are written anew"
+    assert not (tmp_path / "progress.json").exists(), (
+        "nothing rests on it while its files are written anew"
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,40 +217,59 @@ def test_what_is_torn_or_of_another_torch_is_not_used(config, interrupted, tmp_p
         ({"config": {"sgdr": {"lr": 0.03}}}, "parameters"),
         ({"seed": 4}, "seed"),
         ({"warmup_epochs": 0}, "warmup_epochs"),
-        ({"pinned": Pinned(threads=1, precision="bfloat16")}, "pinned"),
+        ({"runtime": RuntimeSettings(threads=1, precision="bfloat16")}, "runtime"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_another_trial_has_kept_is_not_used(config, interrupted, tmp_path, other: dict, what: str) -> None:
+def test_what_another_trial_has_kept_is_not_used(
+    config, interrupted, tmp_path, other: dict, what: str
+) -> None:
     shutil.copy(interrupted[0] / "progress.json", tmp_path)
     if "config" in other:
-        other = {"config": config.model_copy(update={"sgdr": config.sgdr.model_copy(update=other["config"]["sgdr"])})}
+        other = {
+            "config": config.model_copy(
+                update={"sgdr": config.sgdr.model_copy(update=other["config"]["sgdr"])}
+            )
+        }
     progress = taken_up(trial_of(config, tmp_path).model_copy(update=other))
-    assert progress.started_over == f"what an interrupted attempt kept is of another {what}"
+    assert progress.started_over is not None
+    assert progress.started_over.endswith(f" another {what}")
 
 
 def test_where_the_clips_lie_does_not_matter(config, interrupted, tones, tmp_path) -> None:
-    corpus = config.corpus.model_copy(update={"path": str(shutil.copytree(tones, tmp_path / "moved"))})
+    corpus = config.corpus.model_copy(
+        update={"path": str(shutil.copytree(tones, tmp_path / "moved"))}
+    )
     folder = shutil.copytree(interrupted[0], tmp_path / "copy")
-    assert taken_up(trial_of(config.model_copy(update={"corpus": corpus}), folder)).origin() == {"continued_epoch": 2}
+    assert taken_up(trial_of(config.model_copy(update={"corpus": corpus}), folder)).origin() == {
+        "continued_epoch": 2
+    }
 
 
 def taken_up(trial: Trial) -> Progress:
-    corpus = corpora.prepare(trial.config.corpus)
-    return Continuation(trial, corpus, "cpu", make_learner(trial, corpus, "cpu")).take_up()
+    corpus = corpora.prepare_corpus(trial.config.corpus)
+    return Continuation(trial, corpus, "cpu", make_learner(trial, corpus, "cpu")).restore()
 
 
 @pytest.mark.slow
-def test_a_trial_that_starts_over_says_so_and_ends_as_any_other(template, config, through, interrupted, tmp_path) -> None:
+def test_a_trial_that_starts_over_says_so_and_ends_as_any_other(
+    template, config, through, interrupted, tmp_path
+) -> None:
     folder = shutil.copytree(interrupted[0], tmp_path / "copy")
     flip(folder / "learned-2.pt")
     records = attempt(template, config, folder)
-    assert records[0]["started_over"] == "learned-2.pt of an interrupted attempt is torn or gone"
+    assert records[0]["started_over"].startswith("learned-2.pt ")
     assert_equal(folder, records, *through)
 
 
 def test_nothing_is_kept_of_a_trial_that_is_not_to_be_continued(template, config, tmp_path) -> None:
     trial = trial_of(config, tmp_path).model_copy(update={"continues": False})
-    *_, ending = template.run(Task("train", trial.model_dump(), private=False), tmp_path / "log", timeout_s=120)
+    *_, ending = template.run(
+        Task("train", trial.model_dump(), private=False), tmp_path / "log", timeout_s=120
+    )
     assert ending["status"] == 0
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["log", "snapshot-0.pt", "snapshot-1.pt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "log",
+        "snapshot-0.pt",
+        "snapshot-1.pt",
+    ]

@@ -5,8 +5,14 @@ import pytest
 import torch
 import torchaudio
 
-from speech.config import Features
-from speech.features import LOG_FLOOR, Picture, normalised, save_atomically, training_statistics
+from speech.features import (
+    LOG_FLOOR,
+    NotFinite,
+    Picture,
+    prepare_picture,
+    training_statistics,
+)
+from speech.features_config import Features
 
 KINDS = ["spectrogram", "log_mel", "mfcc"]
 
@@ -25,7 +31,12 @@ def with_statistics(features: Features) -> Picture:
 
 def test_constants_follow_from_rate_window_and_hop() -> None:
     features = Features(window_ms=25.0, hop_ms=10.0)
-    assert (features.window_samples, features.hop_samples, features.fft_size, features.frames(16_000)) == (400, 160, 512, 101)
+    assert (
+        features.window_samples,
+        features.hop_samples,
+        features.fft_size,
+        features.frames(16_000),
+    ) == (400, 160, 512, 101)
 
 
 def test_shape_is_batch_kinds_rows_frames() -> None:
@@ -39,7 +50,9 @@ def test_log_mel_is_the_log_of_mel_bands_computed_with_numpy() -> None:
     padded = np.pad(waveform[0].numpy(), 256, mode="reflect")
     window = np.zeros(512)
     window[56:456] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
-    frames = np.stack([padded[start : start + 512] * window for start in range(0, len(padded) - 511, 160)])
+    frames = np.stack(
+        [padded[start : start + 512] * window for start in range(0, len(padded) - 511, 160)]
+    )
     power = np.abs(np.fft.rfft(frames)) ** 2
     bands = torchaudio.functional.melscale_fbanks(257, 0.0, 8000.0, 20, 16_000).numpy()
     np.testing.assert_allclose(picture.numpy(), np.log(power @ bands + LOG_FLOOR).T, atol=2e-4)
@@ -49,23 +62,47 @@ def test_mfcc_is_torchaudios() -> None:
     waveform = noise(8_000)
     settings = {"n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 24}
     oracle = torchaudio.transforms.MFCC(16_000, n_mfcc=24, log_mels=True, melkwargs=settings)
-    torch.testing.assert_close(Picture(Features(kinds=["mfcc"], n_mels=24))(waveform)[:, 0], oracle(waveform), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        Picture(Features(kinds=["mfcc"], n_mels=24))(waveform)[:, 0],
+        oracle(waveform),
+        atol=1e-4,
+        rtol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("clips", [1, 27])  # one clip, and more than go through the stages together
-@pytest.mark.parametrize("keys", [{}, {"window_ms": 20.0625, "hop_ms": 7.0625, "n_mels": 40}, {"window_ms": 64.0, "n_mels": 128}])
-def test_every_kind_is_torchaudios_at_any_window_hop_and_number_of_clips(keys: dict, clips: int) -> None:
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"window_ms": 20.0625, "hop_ms": 7.0625, "n_mels": 40},
+        {"window_ms": 64.0, "n_mels": 128},
+    ],
+)
+def test_every_kind_is_torchaudios_at_any_window_hop_and_number_of_clips(
+    keys: dict, clips: int
+) -> None:
     features, waveforms = Features(kinds=KINDS, **keys), noise(9_999, clips)
-    sizes = {"n_fft": features.fft_size, "win_length": features.window_samples, "hop_length": features.hop_samples}
+    sizes = {
+        "n_fft": features.fft_size,
+        "win_length": features.window_samples,
+        "hop_length": features.hop_samples,
+    }
     power = torchaudio.transforms.Spectrogram(**sizes)(waveforms)
-    linear = torchaudio.functional.linear_fbanks(features.fft_size // 2 + 1, 0.0, 8000.0, features.n_mels, 16_000)
+    linear = torchaudio.functional.linear_fbanks(
+        features.fft_size // 2 + 1, 0.0, 8000.0, features.n_mels, 16_000
+    )
     mels = {**sizes, "n_mels": features.n_mels}
     oracle = [
         torch.log((power.mT @ linear).mT + LOG_FLOOR),
         torch.log(torchaudio.transforms.MelSpectrogram(16_000, **mels)(waveforms) + LOG_FLOOR),
-        torchaudio.transforms.MFCC(16_000, n_mfcc=features.n_mels, log_mels=True, melkwargs=mels)(waveforms),
+        torchaudio.transforms.MFCC(16_000, n_mfcc=features.n_mels, log_mels=True, melkwargs=mels)(
+            waveforms
+        ),
     ]
-    torch.testing.assert_close(Picture(features)(waveforms), torch.stack(oracle, dim=1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        Picture(features)(waveforms), torch.stack(oracle, dim=1), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_statistics_act_on_rows() -> None:
@@ -82,7 +119,11 @@ def test_int16_and_the_floats_it_decodes_to_give_the_same_bits() -> None:
 
 
 def test_a_batch_gives_the_same_bits_again_at_any_number_of_threads() -> None:
-    picture, waveforms, threads = with_statistics(Features(kinds=KINDS)), noise(16_000, clips=9), torch.get_num_threads()
+    picture, waveforms, threads = (
+        with_statistics(Features(kinds=KINDS)),
+        noise(16_000, clips=9),
+        torch.get_num_threads(),
+    )
     pictures = []
     try:
         for count in (1, 2, 1, 3):
@@ -118,7 +159,10 @@ def test_autocast_rounds_nothing() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_gpu_makes_the_same_pictures() -> None:
-    picture, samples = with_statistics(Features(kinds=KINDS)), (noise(16_000, clips=64) * 32768).to(torch.int16)
+    picture, samples = (
+        with_statistics(Features(kinds=KINDS)),
+        (noise(16_000, clips=64) * 32768).to(torch.int16),
+    )
     expected = picture(samples)
     picture = picture.to("cuda")
     torch.testing.assert_close(picture(samples.to("cuda")).cpu(), expected, atol=1e-4, rtol=1e-4)
@@ -134,7 +178,7 @@ def test_a_tone_lights_the_spectrogram_row_of_its_frequency() -> None:
 
 def test_statistics_make_the_training_split_normal(tmp_path) -> None:
     features, clips = Features(n_mels=16), list(noise(4_000, clips=5))
-    picture = normalised(features, f"planted {tmp_path}", clips)
+    picture = prepare_picture(features, f"planted {tmp_path}", clips)
     rows = picture(torch.stack(clips)).transpose(0, 2).flatten(1)  # (M, everything else)
     torch.testing.assert_close(rows.mean(dim=1), torch.zeros(16), atol=1e-4, rtol=0)
     torch.testing.assert_close(rows.std(dim=1, correction=0), torch.ones(16), atol=1e-4, rtol=0)
@@ -142,29 +186,18 @@ def test_statistics_make_the_training_split_normal(tmp_path) -> None:
 
 def test_statistics_are_computed_once_a_corpus(tmp_path) -> None:
     features = Features(n_mels=16)
-    first = normalised(features, f"once {tmp_path}", noise(4_000, clips=3))
-    again = normalised(features, f"once {tmp_path}", iter(()))  # reads nothing
+    first = prepare_picture(features, f"once {tmp_path}", noise(4_000, clips=3))
+    again = prepare_picture(features, f"once {tmp_path}", iter(()))  # reads nothing
     torch.testing.assert_close(first.mean, again.mean, rtol=0, atol=0)
-    assert not torch.equal(first.mean, normalised(features, f"other {tmp_path}", 2 * noise(4_000, clips=3)).mean)
+    assert not torch.equal(
+        first.mean, prepare_picture(features, f"other {tmp_path}", 2 * noise(4_000, clips=3)).mean
+    )
 
 
 def test_a_silent_row_does_not_divide_by_zero() -> None:
     mean, deviation = training_statistics(Picture(Features(n_mels=16)), torch.zeros(2, 4_000))
     assert (deviation > 0).all()
     assert torch.isfinite(mean).all()
-
-
-def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch) -> None:
-    path = tmp_path / "weights.pt"
-    save_atomically({"a": torch.ones(3)}, path)
-
-    def fail(*_) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(KeyboardInterrupt):
-        save_atomically({"a": torch.zeros(3)}, path)
-    assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
 
 
 @pytest.mark.parametrize(
@@ -179,3 +212,24 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch) -> None:
 def test_settings_that_can_not_work_are_faults(keys: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Features(**keys)
+
+
+def test_a_clip_whose_power_is_beyond_a_float_is_named_and_leaves_no_statistics(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    features = Features(n_mels=16)
+    clips = [torch.randn(16_000), torch.randn(16_000) * 1e25]
+    with pytest.raises(NotFinite) as told:
+        prepare_picture(features, "planted", iter(clips))
+    assert told.value.index == 1
+    assert not list(tmp_path.rglob("*.pt"))
+    made = prepare_picture(features, "planted", iter(clips[:1]))
+    (kept,) = tmp_path.rglob("*.pt")
+    for broken in (b"torn", None):
+        if broken is None:
+            torch.save({"mean": made.mean, "deviation": made.deviation * torch.nan}, kept)
+        else:
+            kept.write_bytes(broken)
+        again = prepare_picture(features, "planted", iter(clips[:1]))
+        assert torch.equal(again.deviation, made.deviation)

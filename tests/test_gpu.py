@@ -4,47 +4,58 @@ import pandas as pd
 import pytest
 import torch
 
-from sweeps.config import load
-from sweeps.plan import plan
+from sweeps.config.plan import plan
+from sweeps.config.sweep_file import load
 from tests.benchmarks import gpu
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")
 def test_without_a_gpu_it_says_so_fails_and_writes_nothing(capsys) -> None:
-    before = (gpu.ROOT / "README.md").read_text()
+    before = gpu.PAGE.read_text("utf-8")
     assert gpu.main() == 1
     assert "needs a CUDA GPU" in capsys.readouterr().err
-    assert (gpu.ROOT / "README.md").read_text() == before
+    assert gpu.PAGE.read_text("utf-8") == before
 
 
 def test_the_row_is_the_fastest_completed_cell_on_the_gpu() -> None:
-    columns = ["outcome", "device", "device_name", "loader.form", "loader.num_workers", "epoch_s", "clips_per_s", "busy_fraction"]
+    columns = [
+        "outcome",
+        "device",
+        "device_name",
+        "loader.format",
+        "loader.num_workers",
+        "epoch_s",
+        "clips_per_s",
+        "busy_fraction",
+    ]
     rows = [
         ("completed", "cuda", "Planted GPU", "wav", 0, 9.0, 100.0, 0.1),
-        ("completed", "cuda", "Planted GPU", "device", 4, 1.0, 1234.5, 0.87),
+        ("completed", "cuda", "Planted GPU", "on_device", 4, 1.0, 1234.5, 0.87),
         ("completed", "cuda", "Planted GPU", "packed", 0, 3.0, 400.0, 0.3),
         ("shm_exhausted", "cuda", "Planted GPU", "wav", 4, 0.1, 9999.0, 1.0),
     ]
     line = gpu.row(pd.DataFrame(rows, columns=columns), "2026-01-02")
-    assert line.startswith("| 2026-01-02 | Planted GPU | device, 4 workers | 1,234 | 87% | 400 | ")
+    assert line.startswith(
+        "| 2026-01-02 | Planted GPU | on_device, 4 workers | 1,234 | 87% | 400 | "
+    )
     assert line.count("|") == gpu.HEADER.count("|")
 
 
-def test_a_row_goes_to_the_end_of_the_readmes_table_and_nothing_else_changes() -> None:
-    readme = (gpu.ROOT / "README.md").read_text()
-    longer = gpu.appended(gpu.appended(readme, "| one |"), "| two |")
-    assert longer.replace("| one |\n| two |\n", "") == readme
+def test_a_row_goes_to_the_end_of_the_pages_table_and_nothing_else_changes() -> None:
+    page = gpu.PAGE.read_text("utf-8")
+    longer = gpu.append_row(gpu.append_row(page, "| one |"), "| two |")
+    assert longer.replace("| one |\n| two |\n", "") == page
     assert longer.index(gpu.HEADER) < longer.index("| one |\n| two |\n")
 
 
-def test_a_readme_without_the_table_is_an_error() -> None:
+def test_a_page_without_the_table_is_an_error() -> None:
     with pytest.raises(ValueError, match="has no table"):
-        gpu.appended("# nothing\n", "| one |")
+        gpu.append_row("# nothing\n", "| one |")
 
 
 def test_the_sweep_that_it_runs_varies_workers_and_form() -> None:
     trials = plan(load(gpu.SWEEP), lambda corpus: corpus.name).trials
-    assert {(trial.config.loader.form, trial.config.loader.num_workers) for trial in trials} == {
-        (form, workers) for form in ("wav", "packed", "device") for workers in (0, 2, 4)
+    assert {(trial.config.loader.format, trial.config.loader.num_workers) for trial in trials} == {
+        (form, workers) for form in ("wav", "packed", "on_device") for workers in (0, 2, 4)
     }
-    assert {tuple(trial.config.device.first_of) for trial in trials} == {("cuda",)}
+    assert {tuple(trial.config.device.prefer) for trial in trials} == {("cuda",)}

@@ -1,4 +1,5 @@
-"""Launches that are interrupted: in a real terminal, by a signal, by their budget, and twenty times by SIGKILL."""
+"""Launches that are interrupted: in a real terminal, by a signal, by their budget, and twenty times
+by SIGKILL."""
 
 import fcntl
 import os
@@ -16,9 +17,11 @@ from pathlib import Path
 import pytest
 
 from analysis.runs import sweep_runs
-from sweeps.interrupt import BudgetPassed, interruptible, over
-from sweeps.rerun import TAG
-from sweeps.tracking import SETTLED, connect, resolve_uri
+from sweeps.execution.interrupt import BudgetPassed, cancel_time_budget, handle_interrupts
+from sweeps.tracking.database import resolve_uri
+from sweeps.tracking.mlflow_client import connect
+from sweeps.tracking.rerun import TAG
+from sweeps.trial_states import SETTLED
 from tests.test_janitor import alive, marked, short_folder  # noqa: F401
 from tests.trees import ROOT, can_isolate, descendants, wait_until
 
@@ -37,18 +40,22 @@ blocks:
       device: cpu
       loader: {{batch_size: 6}}
       sgdr: {{epochs: 4, cycle_epochs: {{values: [1, 2]}}, lr: 0.02}}
-  paced:
+  simulated:
     metric: {{name: shm_peak_bytes, goal: minimize}}      # no time, so that nothing is disturbed and runs once more
     parameters:
-      loader: {{form: png, batch_size: 4, num_workers: {{values: [0, 2]}}, shm_size: {{values: [4M, 64M]}}}}
-      device: {{first_of: [paced], step_s: 0.2}}
+      loader: {{format: png, batch_size: 4, num_workers: {{values: [0, 2]}}, shm_size: {{values: [4M, 64M]}}}}
+      device: {{prefer: [simulated], step_s: 0.2}}
       sgdr: {{epochs: 2}}
 """
 
 
 def launch(folder: Path, temporary: Path, *flags: str, **options) -> subprocess.Popen:
-    heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a test runner in the background may have it ignored
-    own = f"sys.path.insert(0, {str(ROOT)!r}); import launch; sys.exit(launch.main(['sweep.yaml', *sys.argv[1:]]))"
+    # a test runner in the background may have it ignored
+    heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    own = (
+        f"sys.path.insert(0, {str(ROOT)!r}); import launch; sys.exit(launch.main(['sweep.yaml',"
+        " *sys.argv[1:]]))"
+    )
     code = f"import signal, sys; {heed}; {own}"
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
     return subprocess.Popen(
@@ -78,7 +85,7 @@ def trials_of(runs: list) -> list:
 
 def test_the_first_end_raises_and_further_ones_are_ignored() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), interruptible(None):  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), handle_interrupts(None):  # noqa: PT012
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(10)
@@ -89,10 +96,10 @@ def test_the_first_end_raises_and_further_ones_are_ignored() -> None:
 
 
 def test_a_budget_passes_once_and_not_when_all_is_over() -> None:
-    with pytest.raises(BudgetPassed), interruptible(0.05):
+    with pytest.raises(BudgetPassed), handle_interrupts(0.05):
         time.sleep(10)
-    with interruptible(0.2):
-        over()
+    with handle_interrupts(0.2):
+        cancel_time_budget()
         time.sleep(0.3)
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
@@ -100,14 +107,25 @@ def test_a_budget_passes_once_and_not_when_all_is_over() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
 @pytest.mark.parametrize("way", ["ctrl-c", "sigterm"])
-def test_one_ctrl_c_in_a_terminal_stops_at_once_and_no_child_sees_it(tones, tmp_path, short_folder, way: str) -> None:  # noqa: F811
-    (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones).replace("epochs: 4", "epochs: 40"))
+def test_one_ctrl_c_in_a_terminal_stops_at_once_and_no_child_sees_it(
+    tones, tmp_path, short_folder, way: str
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(
+        SWEEP.format(tones=tones).replace("epochs: 4", "epochs: 40")
+    )
     ours, theirs = pty.openpty()
     running = launch(
-        tmp_path, short_folder, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        tmp_path,
+        short_folder,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(theirs)
-    assert wait_until(lambda: any((tmp_path / ".sweeps/killed/learned").glob("*/progress.json")), seconds=300)
+    assert wait_until(
+        lambda: any((tmp_path / ".sweeps/killed/learned").glob("*/progress.json")), seconds=300
+    )
     assert os.tcgetpgrp(ours) == running.pid, "it has the terminal"
     children = [process for process in descendants(running.pid) if process.is_running()]
     names = {process.name() for process in children}
@@ -121,9 +139,12 @@ def test_one_ctrl_c_in_a_terminal_stops_at_once_and_no_child_sees_it(tones, tmp_
     while chunk := read(ours):
         said += chunk
     assert running.wait(timeout=60) == 130, said
-    assert b"Interrupted. Settled trials are kept" in said
+    assert b"Interrupted." in said
     assert b"Traceback" not in said
-    assert wait_until(lambda: not alive(children) and not marked(short_folder) and not os.listdir(short_folder), seconds=10)
+    assert wait_until(
+        lambda: not alive(children) and not marked(short_folder) and not os.listdir(short_folder),
+        seconds=10,
+    )
     attempts = trials_of(runs_in(tmp_path))
     assert "RUNNING" not in {run.info.status for run in attempts}
     assert "interrupted" in {run.data.tags["outcome"] for run in attempts}
@@ -137,7 +158,8 @@ def read(terminal: int) -> bytes:
 
 
 def sees_ctrl_c(pid: int, foreground: int) -> bool:
-    """Whether a process is of the group that the terminal's signals go to, and does not hold SIGINT off."""
+    """Whether a process is of the group that the terminal's signals go to, and does not hold SIGINT
+    off."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         group = os.getpgid(pid)
@@ -156,59 +178,73 @@ metric: {{name: shm_peak_bytes, goal: minimize}}
 parameters:
   corpus: {{name: folder, path: {tones}, words: [low, high]}}
   loader: {{batch_size: 4}}
-  device: {{first_of: [paced], step_s: {{values: [{steps}]}}}}
+  device: {{prefer: [simulated], step_s: {{values: [{steps}]}}}}
   sgdr: {{epochs: 1}}
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
-def test_a_cap_and_a_budget_say_what_is_left(tones, tmp_path, short_folder) -> None:  # noqa: F811
+def test_a_cap_and_a_budget_say_what_is_left(tones, tmp_path, short_folder) -> None:
     (tmp_path / "sweep.yaml").write_text(SLOW_AND_FAST.format(tones=tones, steps="0.01, 60.0"))
     began = time.monotonic()
-    assert "run_cap of 1 is reached: 1 trial is left, which the same command runs." in ran(tmp_path, short_folder, "--set", "run_cap=1")
+    assert "run_cap of 1 is reached: 1 trial remains" in ran(
+        tmp_path, short_folder, "--set", "run_cap=1"
+    )
     enough_s = 3 * (time.monotonic() - began)
     out = ran(tmp_path, short_folder, "--set", f"time_budget={enough_s:.0f}s")
-    assert re.search(r"time_budget of .* has passed: 1 trial is left, which the same command runs\.", out)
-    assert [run.data.tags["outcome"] for run in trials_of(runs_in(tmp_path))] == ["interrupted", "completed"]
-    assert "time_budget has passed before any trial could start" in ran(tmp_path, short_folder, "--set", "time_budget=0.5s")
+    assert re.search(r"time_budget of .* has passed: 1 trial remains", out)
+    assert [run.data.tags["outcome"] for run in trials_of(runs_in(tmp_path))] == [
+        "interrupted",
+        "completed",
+    ]
+    assert "time_budget has passed before any trial" in ran(
+        tmp_path, short_folder, "--set", "time_budget=0.5s"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
-def test_a_rerun_that_was_cut_short_is_gone_on_with(tones, tmp_path, short_folder) -> None:  # noqa: F811
+def test_a_rerun_that_was_cut_short_is_gone_on_with(tones, tmp_path, short_folder) -> None:
     (tmp_path / "sweep.yaml").write_text(SLOW_AND_FAST.format(tones=tones, steps="0.01, 0.02"))
     ran(tmp_path, short_folder)
     out = ran(tmp_path, short_folder, "--rerun", "all", "--set", "run_cap=1")
     assert "2 settled; 2 to run" in out
-    assert "run_cap of 1 is reached: 1 trial is left, which the same command runs." in out
+    assert "run_cap of 1 is reached: 1 trial remains" in out
     out = ran(tmp_path, short_folder, "--rerun", "all")
     assert "2 settled; 1 to run" in out
-    assert re.search(r"^goes on with --rerun all of .*: 1 trial has not run since$", out, re.MULTILINE)
+    assert re.search(r"^continues --rerun all of .*: 1 trial has not run since$", out, re.MULTILINE)
     runs = runs_in(tmp_path)
-    assert sorted(Counter(run.data.tags["key"] for run in trials_of(runs)).values()) == [2, 2]
+    assert sorted(Counter(run.data.tags["trial_id"] for run in trials_of(runs)).values()) == [2, 2]
     (parent,) = [run for run in runs if run.data.tags["kind"] == "sweep"]
-    assert TAG not in parent.data.tags, "it is over: what asks for the same begins anew"
+    assert TAG not in parent.data.tags, "it is over: the same command begins anew"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
-def test_nothing_starts_after_a_failure_where_the_sweep_is_to_stop(tones, tmp_path, short_folder) -> None:  # noqa: F811
-    (tmp_path / "sweep.yaml").write_text(SLOW_AND_FAST.format(tones=tones, steps="60.0, 0.01, 0.02"))
+def test_nothing_starts_after_a_failure_where_the_sweep_is_to_stop(
+    tones, tmp_path, short_folder
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(
+        SLOW_AND_FAST.format(tones=tones, steps="60.0, 0.01, 0.02")
+    )
     flags = ["--set", "trial_timeout=3s", "--set", "on_failure=stop"]
     out, _ = (done := launch(tmp_path, short_folder, *flags)).communicate(timeout=300)
     assert done.returncode == 1, out
     (run,) = trials_of(runs_in(tmp_path))
     assert run.data.tags["outcome"] == "timeout"
     assert f"see records.jsonl of its MLflow run {run.info.run_id}" in out
-    assert "on_failure: stop: 2 trials are left, which the same command runs." in out
+    assert "on_failure: stop: 2 trials remain" in out
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 @pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
-def test_a_launch_killed_at_twenty_random_moments_loses_nothing_and_settles_nothing_twice(tones, tmp_path, short_folder) -> None:  # noqa: F811
-    """As many sweeps as it takes: each is launched, killed at a moment drawn from an undisturbed launch's time, and launched again at
-    once, until it ends before it is killed."""
+def test_a_launch_killed_at_twenty_random_moments_loses_nothing_and_settles_nothing_twice(
+    tones, tmp_path, short_folder
+) -> None:
+    """As many sweeps as it takes: each is launched, killed at a moment drawn from an undisturbed
+    launch's time, and launched again at once, until it ends before it is killed."""
     text = SWEEP.format(tones=tones)
     (reference := tmp_path / "undisturbed").mkdir()
     (reference / "sweep.yaml").write_text(text)
@@ -223,7 +259,9 @@ def test_a_launch_killed_at_twenty_random_moments_loses_nothing_and_settles_noth
         while True:
             running = launch(folder, short_folder)
             try:
-                out, _ = running.communicate(timeout=draws.uniform(0, seconds) if kills < 20 else 300)
+                out, _ = running.communicate(
+                    timeout=draws.uniform(0, seconds) if kills < 20 else 300
+                )
             except subprocess.TimeoutExpired:
                 running.kill()
                 running.communicate()
@@ -232,17 +270,39 @@ def test_a_launch_killed_at_twenty_random_moments_loses_nothing_and_settles_noth
             assert running.returncode == 0, out
             break
         assert_whole(folder, reference)
-        assert wait_until(lambda: not marked(short_folder) and not os.listdir(short_folder), seconds=20), os.listdir(short_folder)
+        assert wait_until(
+            lambda: not marked(short_folder) and not os.listdir(short_folder), seconds=20
+        ), os.listdir(short_folder)
 
 
 def assert_whole(folder: Path, reference: Path) -> None:
     attempts = runs_in(folder)
     assert "RUNNING" not in {run.info.status for run in attempts}
-    settled = Counter(run.data.tags["key"] for run in trials_of(attempts) if run.data.tags["outcome"] in SETTLED)
+    settled = Counter(
+        run.data.tags["trial_id"]
+        for run in trials_of(attempts)
+        if run.data.tags["outcome"] in SETTLED
+    )
     assert len(settled) == 6
     assert set(settled.values()) == {1}
     assert {run.data.tags["outcome"] for run in trials_of(attempts)} <= {*SETTLED, "interrupted"}
-    compared = ["key", "block", "outcome", "settled", "planned", "accuracy", "best_snapshot_accuracy", "ensemble_accuracy"]
-    tables = [sweep_runs("killed", f"sqlite:///{place}/mlflow.db").sort_values("key", ignore_index=True) for place in (folder, reference)]
+    compared = [
+        "trial_id",
+        "block",
+        "outcome",
+        "settled",
+        "planned",
+        "accuracy",
+        "best_snapshot_accuracy",
+        "ensemble_accuracy",
+    ]
+    tables = [
+        sweep_runs("killed", f"sqlite:///{place}/mlflow.db").trials.sort_values(
+            "trial_id", ignore_index=True
+        )
+        for place in (folder, reference)
+    ]
     assert tables[0][compared].equals(tables[1][compared])
-    assert sorted(path.name for path in (folder / ".sweeps" / "killed").iterdir()) == ["preflight.log"]
+    assert sorted(path.name for path in (folder / ".sweeps" / "killed").iterdir()) == [
+        "preflight.log"
+    ]

@@ -1,4 +1,5 @@
-"""Real process trees. What they must leave alone is checked from outside: the host's /dev/shm, and its process list."""
+"""Real process trees. What they must leave alone is checked from outside: the host's /dev/shm, and
+its process list."""
 
 import ctypes
 import os
@@ -10,9 +11,10 @@ import psutil
 import pytest
 
 from speech.config import Trial
-from sweeps.isolation import Task, Template, enter_namespaces
-from sweeps.outcome import classify
-from sweeps.shm import PAGE, shm_usage
+from speech.shm_usage import PAGE_BYTES, shm_usage
+from sweeps.sandbox.isolation import ForkServer, Task
+from sweeps.sandbox.outcome import classify
+from sweeps.sandbox.private_shm import enter_namespaces
 from tests.trees import ROOT, can_isolate, descendants, finish, trees, wait_until
 
 NOBODY = 65534
@@ -24,32 +26,48 @@ pytestmark = pytest.mark.skipif(not can_isolate(), reason="this machine forbids 
 
 @pytest.fixture(scope="module")
 def template():
-    made = Template(ROOT)
+    made = ForkServer(ROOT)
     yield made
     made.close()
 
 
-def training(tone_trial, folder: Path, shm_bytes: int | None = None, step_s: float = 0.001, **loader) -> Task:
-    """A paced trial on pictures of 3 x 224 x 224, four a batch: 2.3 MiB each."""
-    config = tone_trial(device={"first_of": ["paced"], "step_s": step_s}, loader={"form": "png", **loader})
-    return Task("train", Trial(config=config, seed=1, warmup_epochs=0, folder=str(folder)).model_dump(), shm_bytes=shm_bytes)
+def training(
+    tone_trial, folder: Path, shm_bytes: int | None = None, step_s: float = 0.001, **loader
+) -> Task:
+    """A simulated trial on pictures of 3 x 224 x 224, four a batch: 2.3 MiB each."""
+    config = tone_trial(
+        device={"prefer": ["simulated"], "step_s": step_s}, loader={"format": "png", **loader}
+    )
+    return Task(
+        "train",
+        Trial(config=config, seed=1, warmup_epochs=0, folder=str(folder)).model_dump(),
+        shm_bytes=shm_bytes,
+    )
 
 
 @pytest.fixture(autouse=True, scope="module")
 def pictures(template, tone_trial, tmp_path_factory) -> None:
     log = tmp_path_factory.mktemp("prepare") / "log"
-    *_, ending = template.run(Task("prepare", tone_trial(loader={"form": "png"}).model_dump(), private=False), log)
+    *_, ending = template.run(
+        Task("prepare", tone_trial(loader={"format": "png"}).model_dump(), private=False), log
+    )
     assert ending["status"] == 0, log.read_text()
 
 
 @pytest.mark.parametrize("size", [1 << 20, 64 << 20, (3 << 20) + 5])
-def test_a_tree_has_a_shm_of_its_own_size_and_the_hosts_stays(template, tmp_path, size: int) -> None:
+def test_a_tree_has_a_shm_of_its_own_size_and_the_hosts_stays(
+    template, tmp_path, size: int
+) -> None:
     before = shm_usage()
-    *_, ending = template.run(Task("look", {}, shm_bytes=size), tmp_path / "log")
+    *_, ending = template.run(Task("list_gpus", {}, shm_bytes=size), tmp_path / "log")
     assert ending["status"] == 0
-    assert ending["shm_limit_bytes"] == -(-size // PAGE) * PAGE
+    assert ending["shm_limit_bytes"] == -(-size // PAGE_BYTES) * PAGE_BYTES
     assert shm_usage().limit_bytes == before.limit_bytes
-    assert not [mount for mount in Path("/proc/mounts").read_text().splitlines() if f"size={size // 1024}k" in mount]
+    assert not [
+        mount
+        for mount in Path("/proc/mounts").read_text().splitlines()
+        if f"size={size // 1024}k" in mount
+    ]
 
 
 def test_without_a_size_it_has_one_of_its_own_as_large_as_the_nodes(template, tmp_path) -> None:
@@ -57,7 +75,7 @@ def test_without_a_size_it_has_one_of_its_own_as_large_as_the_nodes(template, tm
     with open("/dev/shm/of-the-node", "wb") as file:
         file.write(bytes(1 << 20))
     try:
-        *_, ending = template.run(Task("look", {}), tmp_path / "log")
+        *_, ending = template.run(Task("list_gpus", {}), tmp_path / "log")
         assert ending["status"] == 0
         assert ending["shm_limit_bytes"] == shm_usage().limit_bytes
         assert ending["shm_unrelated_bytes"] == 0 < shm_usage().used_bytes
@@ -68,23 +86,25 @@ def test_without_a_size_it_has_one_of_its_own_as_large_as_the_nodes(template, tm
 def test_modules_in_the_folder_of_a_launch_are_not_taken_for_ours(tmp_path) -> None:
     for name in ("select.py", "speech.py", "sweeps.py"):
         (tmp_path / name).write_text("raise RuntimeError('a stranger was imported')")
-    made = Template(tmp_path)
+    made = ForkServer(tmp_path)
     try:
-        *_, ending = made.run(Task("look", {}), tmp_path / "log")
+        *_, ending = made.run(Task("list_gpus", {}), tmp_path / "log")
         assert ending["status"] == 0
     finally:
         made.close()
 
 
 def as_nobody(dumpable: bool) -> str:
-    """What a forked child that has become an ordinary user says of its /dev/shm after asking for one of 2 MiB."""
+    """What a forked child that has become an ordinary user says of its /dev/shm after asking for
+    one of 2 MiB."""
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:
         try:
             os.setgroups([])
             os.setgid(NOBODY)
             os.setuid(NOBODY)
-            ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)  # 1: as for a process that was never root
+            # 1: as for a process that was never root
+            ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
             enter_namespaces(2 << 20)
             said = str(shm_usage().limit_bytes)
         except BaseException as error:
@@ -97,30 +117,48 @@ def as_nobody(dumpable: bool) -> str:
         return pipe.read()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which needs root; as an ordinary user all tests here try it")
+@pytest.mark.skipif(
+    os.getuid() != 0,
+    reason="becomes another user, which needs root; as an ordinary user all tests here try it",
+)
 def test_an_ordinary_user_gets_one_too() -> None:
     assert as_nobody(dumpable=True) == str(2 << 20)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which needs root")
 def test_where_it_is_forbidden_an_error_says_so() -> None:
-    assert "can't write /proc/self/setgroups of a user namespace: Permission denied" in as_nobody(dumpable=False)
+    assert "can't write /proc/self/setgroups of a user namespace: Permission denied" in as_nobody(
+        dumpable=False
+    )
 
 
-def test_a_trial_that_fits_completes_and_its_peak_is_the_bound_to_the_page(template, tone_trial, tmp_path) -> None:
+def test_a_trial_that_fits_completes_and_its_peak_is_the_bound_to_the_page(
+    template, tone_trial, tmp_path
+) -> None:
     """One worker, prefetch 2, a slow consumer: (min(2, 3) + 1) batches and the queues' semaphores."""
-    records, outcome = finish(template, training(tone_trial, tmp_path, shm_bytes=64 << 20, step_s=0.3, num_workers=1), tmp_path)
+    records, outcome = finish(
+        template,
+        training(tone_trial, tmp_path, shm_bytes=64 << 20, step_s=0.3, num_workers=1),
+        tmp_path,
+    )
     batch = next(record for record in records if record["kind"] == "setup")["batch_bytes"]
-    assert outcome.name == "completed"
-    assert batch == 4 * 3 * 224 * 224 * 4 + PAGE
-    assert records[-1]["shm_peak_bytes"] == 3 * batch + PAGE * (3 * 2 + 5)
-    assert next(r for r in records if r["kind"] == "epoch")["metrics"]["shm/peak_bytes"] == records[-1]["shm_peak_bytes"]
+    assert outcome.outcome == "completed"
+    assert batch == 4 * 3 * 224 * 224 * 4 + PAGE_BYTES
+    assert records[-1]["shm_peak_bytes"] == 3 * batch + PAGE_BYTES * (3 * 2 + 5)
+    assert (
+        next(r for r in records if r["kind"] == "epoch")["metrics"]["shm/peak_bytes"]
+        == records[-1]["shm_peak_bytes"]
+    )
 
 
 def test_an_overflow_is_its_own_outcome_with_its_figures(template, tone_trial, tmp_path) -> None:
     before = shm_usage().used_bytes
-    _, outcome = finish(template, training(tone_trial, tmp_path, shm_bytes=4 << 20, step_s=0.2, num_workers=2), tmp_path)
-    assert outcome.name == "shm_exhausted"
+    _, outcome = finish(
+        template,
+        training(tone_trial, tmp_path, shm_bytes=4 << 20, step_s=0.2, num_workers=2),
+        tmp_path,
+    )
+    assert outcome.outcome == "shm_exhausted"
     assert "/dev/shm of 4.0 MiB" in outcome.evidence
     assert "2.3 MiB a batch" in outcome.evidence
     assert shm_usage().used_bytes == before
@@ -132,12 +170,14 @@ def test_no_worker_outlives_its_trial(template, tone_trial, tmp_path) -> None:
     assert next(records)["kind"] == "setup"
     assert wait_until(lambda: len(trees(template)) >= 5)  # supervisor, init, training, two workers
     ending = list(records)[-1]
-    assert classify(None, ending, False, "").name == "timeout"
+    assert classify(None, ending, None, "").outcome == "timeout"
     assert wait_until(lambda: not trees(template)), "only the template is left"
 
 
 def test_leaving_early_kills_the_tree(template, tone_trial, tmp_path) -> None:
-    records = template.run(training(tone_trial, tmp_path, step_s=30.0, num_workers=1), tmp_path / "stderr.log")
+    records = template.run(
+        training(tone_trial, tmp_path, step_s=30.0, num_workers=1), tmp_path / "stderr.log"
+    )
     next(records)
     records.close()
     assert wait_until(lambda: not trees(template))
@@ -145,15 +185,19 @@ def test_leaving_early_kills_the_tree(template, tone_trial, tmp_path) -> None:
 
 @pytest.mark.parametrize("private", [True, False])
 def test_when_the_parent_is_killed_the_whole_tree_dies(tone_trial, tmp_path, private: bool) -> None:
-    task = training(tone_trial, tmp_path, shm_bytes=64 << 20 if private else None, step_s=30.0, num_workers=2)
+    task = training(
+        tone_trial, tmp_path, shm_bytes=64 << 20 if private else None, step_s=30.0, num_workers=2
+    )
     code = f"""
 import sys
 from pathlib import Path
-from sweeps.isolation import Task, Template
-for record in Template().run(Task("train", {task.arguments!r}, {private}, {task.shm_bytes!r}), Path({str(tmp_path / "log")!r})):
+from sweeps.sandbox.isolation import ForkServer, Task
+for record in ForkServer().run(Task("train", {task.arguments!r}, {private}, {task.shm_bytes!r}), Path({str(tmp_path / "log")!r})):
     print(record["kind"], flush=True)
 """
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout is not None
     assert parent.stdout.readline() == "setup\n"
     assert wait_until(lambda: len(descendants(parent.pid)) >= 6)
@@ -161,20 +205,29 @@ for record in Template().run(Task("train", {task.arguments!r}, {private}, {task.
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert wait_until(lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in tree))
+    assert wait_until(
+        lambda: (
+            not any(
+                process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+                for process in tree
+            )
+        )
+    )
 
 
 def test_many_trees_leave_the_template_as_it_was(template, tmp_path) -> None:
     process = psutil.Process(template._process.pid)
     before = process.num_fds(), process.num_threads()
     for _ in range(20):
-        *_, ending = template.run(Task("look", {}, shm_bytes=1 << 20), tmp_path / "log")
+        *_, ending = template.run(Task("list_gpus", {}, shm_bytes=1 << 20), tmp_path / "log")
         assert ending["status"] == 0
     assert (process.num_fds(), process.num_threads()) == before
     assert wait_until(lambda: not trees(template))
 
 
-def test_a_tree_that_is_killed_from_outside_ends_without_a_status(template, tone_trial, tmp_path) -> None:
+def test_a_tree_that_is_killed_from_outside_ends_without_a_status(
+    template, tone_trial, tmp_path
+) -> None:
     records = template.run(training(tone_trial, tmp_path, step_s=30.0), tmp_path / "stderr.log")
     next(records)
     trees(template)[0].kill()
@@ -182,9 +235,9 @@ def test_a_tree_that_is_killed_from_outside_ends_without_a_status(template, tone
 
 
 def test_an_ended_template_says_so(tmp_path) -> None:
-    ended = Template(ROOT)
+    ended = ForkServer(ROOT)
     ended._process.kill()
     ended._process.wait()
     with pytest.raises(RuntimeError, match="has ended"):
-        list(ended.run(Task("look", {}), tmp_path / "log"))
+        list(ended.run(Task("list_gpus", {}), tmp_path / "log"))
     ended.close()

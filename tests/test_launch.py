@@ -15,25 +15,30 @@ import psutil
 import pytest
 import torch
 
-from analysis import plots
+from analysis import panels
 from analysis.runs import sweep_runs
 from launch import _report
-from sweeps.away import TrackerAway
-from sweeps.config import load
-from sweeps.sweep import lock_file
-from sweeps.tracking import connect, resolve_uri
+from sweeps.config.sweep_file import load
+from sweeps.execution.sweep_lock import lock_file
+from sweeps.tracking.database import resolve_uri
+from sweeps.tracking.mlflow_client import connect
+from sweeps.tracking.tracker_errors import TrackerUnavailable
 from tests.launches import SWEEP, launch
 from tests.trees import can_isolate, wait_until
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.beside,
+    pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces"),
+]
 
 
 @pytest.fixture(scope="module")
 def runs(launched):
     folder, _ = launched
-    return sweep_runs("planted", f"sqlite:///{folder}/mlflow.db")
+    return sweep_runs("planted", f"sqlite:///{folder}/mlflow.db").trials
 
 
 def cells(text: str, title: str) -> list[list[str]]:
@@ -48,7 +53,9 @@ def test_each_cell_of_the_worker_table_is_its_runs(launched, runs) -> None:
     assert [re.sub("shm ", "", cell) for cell in table[0][1:]] == ["4M", "n", "64M", "n"]
     for row in table[2:]:
         for size, cell, n in zip((4 << 20, 64 << 20), row[1::2], row[2::2], strict=True):
-            (trial,) = runs[(runs["loader.num_workers"] == int(row[0])) & (runs["loader.shm_size"] == size)].itertuples()
+            (trial,) = runs[
+                (runs["loader.num_workers"] == int(row[0])) & (runs["loader.shm_size"] == size)
+            ].itertuples()
             if trial.outcome == "completed":
                 assert float(cell) == pytest.approx(trial.epoch_s, rel=0.01)
                 assert n == "1"
@@ -59,11 +66,18 @@ def test_each_cell_of_the_worker_table_is_its_runs(launched, runs) -> None:
 def test_two_workers_overflow_the_small_shm_and_nothing_else_does(runs) -> None:
     workers = runs[runs["block"] == "workers"]
     overflowed = {
-        tuple(row) for row in workers[workers["outcome"] == "shm_exhausted"][["loader.num_workers", "loader.shm_size"]].to_numpy()
+        tuple(row)
+        for row in workers[workers["outcome"] == "shm_exhausted"][
+            ["loader.num_workers", "loader.shm_size"]
+        ].to_numpy()
     }
     assert overflowed == {(2, 4 << 20)}
     assert (workers["outcome"] == "completed").sum() == 3
-    assert runs["evidence"][runs["outcome"] == "shm_exhausted"].item().startswith("/dev/shm of 4.0 MiB")
+    assert (
+        runs["evidence"][runs["outcome"] == "shm_exhausted"]
+        .item()
+        .startswith("/dev/shm of 4.0 MiB")
+    )
 
 
 def test_each_cell_of_the_cycle_table_is_its_runs(launched, runs) -> None:
@@ -73,7 +87,11 @@ def test_each_cell_of_the_cycle_table_is_its_runs(launched, runs) -> None:
     for length, row in rows.items():
         trial = cycles.loc[int(length)]
         assert [float(value) for value in row[2:5]] == pytest.approx(
-            [100 * trial[name] for name in ("accuracy", "best_snapshot_accuracy", "ensemble_accuracy")], abs=0.06
+            [
+                100 * trial[name]
+                for name in ("accuracy", "best_snapshot_accuracy", "ensemble_accuracy")
+            ],
+            abs=0.06,
         )
     assert set(rows) == {"1", "2"}
 
@@ -81,9 +99,15 @@ def test_each_cell_of_the_cycle_table_is_its_runs(launched, runs) -> None:
 def test_summaries_are_medians_of_the_warm_epochs_of_the_records(launched, runs) -> None:
     client = connect(resolve_uri(f"sqlite:///{launched[0]}/mlflow.db"))
     for trial in runs[runs["outcome"] == "completed"].itertuples():
-        lines = Path(client.download_artifacts(trial.run_id, "records.jsonl")).read_text().splitlines()
+        lines = (
+            Path(client.download_artifacts(trial.run_id, "records.jsonl")).read_text().splitlines()
+        )
         records = [json.loads(line) for line in lines]
-        warm = [record["metrics"]["time/epoch_s"] for record in records if record["kind"] == "epoch" and not record["warmup"]]
+        warm = [
+            record["metrics"]["time/epoch_s"]
+            for record in records
+            if record["kind"] == "epoch" and not record["warmup"]
+        ]
         series = [point.value for point in client.get_metric_history(trial.run_id, "time/epoch_s")]
         assert trial.epoch_s == statistics.median(warm)
         assert series[1:] == warm
@@ -93,8 +117,10 @@ def test_summaries_are_medians_of_the_warm_epochs_of_the_records(launched, runs)
 def test_a_run_says_where_and_with_what_it_ran(launched, runs) -> None:
     client = connect(resolve_uri(f"sqlite:///{launched[0]}/mlflow.db"))
     tags = client.get_run(runs[runs["block"] == "workers"]["run_id"].iloc[0]).data.tags
-    assert int(tags["shm_limit_bytes"]) == int(client.get_run(runs["run_id"].iloc[0]).data.params["loader.shm_size"])
-    assert tags["device"] == "paced"
+    assert int(tags["shm_limit_bytes"]) == int(
+        client.get_run(runs["run_id"].iloc[0]).data.params["loader.shm_size"]
+    )
+    assert tags["device"] == "simulated"
     assert int(tags["cores"]) == len(os.sched_getaffinity(0))
     assert json.loads(tags["versions"]).keys() >= {"torch", "ray", "mlflow"}
 
@@ -106,7 +132,7 @@ def test_snapshots_and_confusion_are_kept_with_the_best_trial(launched, runs) ->
     kept = {file.path for file in client.list_artifacts(best["run_id"], "snapshots")}
     assert len(kept) == {1: 2, 2: 1}[best["sgdr.cycle_epochs"]]
     rows = Path(client.download_artifacts(best["run_id"], "confusion.csv")).read_text().splitlines()
-    assert rows[0] == "true \\ said,low,high"
+    assert rows[0] == "true \\ predicted,low,high"
     assert sum(int(cell) for row in rows[1:] for cell in row.split(",")[1:]) == 6
 
 
@@ -114,36 +140,74 @@ def test_the_test_split_is_read_once(launched, runs) -> None:
     folder, done = launched
     assert "test split read, once" in done.stdout
     assert runs["test_ensemble_accuracy"].notna().sum() == 1
-    (said,) = re.findall(r"test accuracy of the best ensemble on validation, .*: (.*) % \((\d) of 6;", done.stdout)
+    (said,) = re.findall(
+        r"test accuracy of the best ensemble on validation, .*: (.*) % \((\d) of 6;", done.stdout
+    )
     best = runs[runs["test_ensemble_accuracy"].notna()].iloc[0]
     assert float(said[0]) == pytest.approx(100 * best["test_ensemble_accuracy"], abs=0.05)
-    again = launch(folder, "--test")
+    again = launch(folder, "--evaluate-test")
     assert again.returncode == 0
     assert "test split read" not in again.stdout
     assert f"({said[1]} of 6;" in again.stdout
 
 
-def test_words_are_said_by_the_best_ensemble_as_its_confusion_has_them(launched, runs, tones) -> None:
+def test_words_are_said_by_the_best_ensemble_as_its_confusion_has_them(
+    launched, runs, tones
+) -> None:
     folder, _ = launched
     names = [line for line in (tones / "validation_list.txt").read_text().splitlines() if line]
-    command = [sys.executable, "-m", "sweeps.predict", "planted", *names, "--uri", f"sqlite:///{folder}/mlflow.db"]
-    said = subprocess.run(command, cwd=tones, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        ROOT / "launch.py",
+        "predict",
+        "planted",
+        *names,
+        "--uri",
+        f"sqlite:///{folder}/mlflow.db",
+    ]
+    said = subprocess.run(
+        command,
+        cwd=tones,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (said.returncode, said.stderr) == (0, "")
-    learned = runs[runs["block"] == "cycles"].sort_values("ensemble_accuracy", ascending=False, kind="stable").iloc[0]
+    learned = (
+        runs[runs["block"] == "cycles"]
+        .sort_values("ensemble_accuracy", ascending=False, kind="stable")
+        .iloc[0]
+    )
     assert said.stdout.startswith(f"{learned['run_name']}: ")
     rows = [line.split() for line in said.stdout.splitlines()[4:]]
     client = connect(resolve_uri(f"sqlite:///{folder}/mlflow.db"))
     head, *counted = [
-        line.split(",") for line in Path(client.download_artifacts(learned["run_id"], "confusion.csv")).read_text().splitlines()
+        line.split(",")
+        for line in (
+            Path(client.download_artifacts(learned["run_id"], "confusion.csv"))
+            .read_text()
+            .splitlines()
+        )
     ]
-    found = {(row[0], word): int(count) for row in counted for word, count in zip(head[1:], row[1:], strict=True)}
+    found = {
+        (row[0], word): int(count)
+        for row in counted
+        for word, count in zip(head[1:], row[1:], strict=True)
+    }
     assert Counter((path.split("/")[0], word) for path, word, *_ in rows) == Counter(found)
 
 
 def test_settled_trials_do_not_run_again_and_a_new_repeat_does(launched, tones) -> None:
     folder, _ = launched
     (folder / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=2))
-    done = launch(folder, "--set", "blocks.workers.parameters.loader.shm_size=64M", "--set", "blocks.cycles.repeats=1")
+    done = launch(
+        folder,
+        "--set",
+        "blocks.workers.parameters.loader.shm_size=64M",
+        "--set",
+        "blocks.cycles.repeats=1",
+    )
     assert "6 trials (4 in workers, 2 in cycles), 4 settled, 2 new; 2 to run" in done.stdout
     assert done.returncode == 0
 
@@ -151,13 +215,17 @@ def test_settled_trials_do_not_run_again_and_a_new_repeat_does(launched, tones) 
 @pytest.mark.slow
 def test_a_settled_trial_that_rerun_names_runs_again_and_no_other_does(launched, runs) -> None:
     folder, _ = launched
-    key = next(trial.key for trial in runs.itertuples() if trial.block == "workers" and trial.outcome == "completed")
-    before = Counter(run.data.tags["key"] for run in _children(folder))
+    key = next(
+        trial.trial_id
+        for trial in runs.itertuples()
+        if trial.block == "workers" and trial.outcome == "completed"
+    )
+    before = Counter(run.data.tags["trial_id"] for run in _children(folder))
     done = launch(folder, "--rerun", key[:8])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "; 1 to run" in done.stdout
     assert re.search(r"^1/1  workers · .* s an epoch$", done.stdout, re.MULTILINE)
-    after = Counter(run.data.tags["key"] for run in _children(folder))
+    after = Counter(run.data.tags["trial_id"] for run in _children(folder))
     assert (after - before).keys() == {key}
 
 
@@ -179,14 +247,20 @@ def test_the_tables_are_rebuilt_from_the_tracker_alone(launched) -> None:
 def test_the_report_is_kept_with_the_sweep_s_run(launched) -> None:
     folder, _ = launched
     client = connect(f"sqlite:///{folder}/mlflow.db")
-    (parent,) = client.search_runs([client.get_experiment_by_name("speech").experiment_id], "tags.kind = 'sweep'")
-    page = Path(client.download_artifacts(parent.info.run_id, "report.html", str(folder))).read_text()
+    (parent,) = client.search_runs(
+        [client.get_experiment_by_name("speech").experiment_id], "tags.kind = 'sweep'"
+    )
+    page = Path(
+        client.download_artifacts(parent.info.run_id, "report.html", str(folder))
+    ).read_text()
     assert "name: planted" in page
     assert page.count("<img") >= 5, "both blocks have pictures, of epochs and of snapshots"
 
 
-def test_a_picture_that_can_not_be_drawn_costs_the_report_and_nothing_else(first_look, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(plots, "DPI", 0)
+def test_a_picture_that_can_not_be_drawn_costs_the_report_and_nothing_else(
+    first_look, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(panels, "DPI", 0)
     assert _report(("first-look", first_look.uri, "speech")) is None
     said = capsys.readouterr().err
     assert said.startswith("No report: ")
@@ -194,13 +268,15 @@ def test_a_picture_that_can_not_be_drawn_costs_the_report_and_nothing_else(first
 
 
 def test_a_tracker_that_is_away_is_no_picture_that_can_not_be_drawn() -> None:
-    with pytest.raises(TrackerAway, match="can't be reached"):
+    with pytest.raises(TrackerUnavailable, match="can't be reached"):
         _report(("first-look", "http://127.0.0.1:9", "speech"))
 
 
 def test_nothing_is_left_running_or_lying_about(launched) -> None:
     folder, _ = launched
-    assert not [process for process in psutil.process_iter() if str(folder) in " ".join(_words(process))]
+    assert not [
+        process for process in psutil.process_iter() if str(folder) in " ".join(_words(process))
+    ]
     left = sorted(path.name for path in (folder / ".sweeps" / "planted").iterdir())
     assert left == ["preflight.log"]
 
@@ -215,20 +291,39 @@ def _words(process: psutil.Process) -> list[str]:
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing_running_and_the_rest_runs_next_time(tones, tmp_path) -> None:
     text = (
-        SWEEP.format(tones=tones, repeats=1).split("  cycles:")[0].replace("step_s: 0.05", "step_s: 0.5").replace("epochs: 2", "epochs: 3")
+        SWEEP.format(tones=tones, repeats=1)
+        .split("  cycles:")[0]
+        .replace("step_s: 0.05", "step_s: 0.5")
+        .replace("epochs: 2", "epochs: 3")
     )
     (tmp_path / "sweep.yaml").write_text(text)
-    heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a test runner in the background may have it ignored
-    code = f"import signal, sys; {heed}; sys.path.insert(0, {str(ROOT)!r}); import launch; sys.exit(launch.main(['sweep.yaml']))"
+    # a test runner in the background may have it ignored
+    heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = (
+        f"import signal, sys; {heed}; sys.path.insert(0, {str(ROOT)!r}); import launch;"
+        " sys.exit(launch.main(['sweep.yaml']))"
+    )
     command = [sys.executable, "-c", code]
-    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    running = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     folder = tmp_path / ".sweeps" / "planted"
-    assert wait_until(lambda: any(file.stat().st_size for file in folder.glob("*/records.jsonl")), seconds=60)
-    os.killpg(running.pid, signal.SIGINT)  # as the terminal does: to every process of the foreground group
+    assert wait_until(
+        lambda: any(file.stat().st_size for file in folder.glob("*/records.jsonl")), seconds=60
+    )
+    # as the terminal does: to every process of the foreground group
+    os.killpg(running.pid, signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130, out + err
     assert "Traceback" not in err
-    assert wait_until(lambda: not [p for p in psutil.process_iter() if str(tmp_path) in " ".join(_words(p))])
+    assert wait_until(
+        lambda: not [p for p in psutil.process_iter() if str(tmp_path) in " ".join(_words(p))]
+    )
     states = {run.data.tags.get("outcome") for run in _children(tmp_path)}
     assert "interrupted" in states
     assert "RUNNING" not in {run.info.status for run in _children(tmp_path)}
@@ -244,14 +339,18 @@ def _children(folder: Path) -> list:
     return list(client.search_runs([experiment.experiment_id], "tags.kind = 'trial'"))
 
 
-def test_a_test_that_can_not_be_made_is_refused_before_any_trial_and_closes_the_sweep(tones, tmp_path) -> None:
+def test_a_test_that_can_not_be_made_is_refused_before_any_trial_and_closes_the_sweep(
+    tones, tmp_path
+) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=1).split("  cycles:")[0])
-    done = launch(tmp_path, "--test")
+    done = launch(tmp_path, "--evaluate-test")
     assert done.returncode == 3
     assert "learns nothing" in done.stderr
     assert not _children(tmp_path)
     client = connect(resolve_uri(f"sqlite:///{tmp_path}/mlflow.db"))
-    assert [run.info.status for run in client.search_runs(["1"], "tags.kind = 'sweep'")] == ["KILLED"]
+    assert [run.info.status for run in client.search_runs(["1"], "tags.kind = 'sweep'")] == [
+        "KILLED"
+    ]
 
 
 def test_a_second_launch_of_a_sweep_is_told_who_holds_it(launched) -> None:
@@ -280,17 +379,13 @@ def test_nor_does_another_tracker_make_it_another_sweep_of_this_folder(launched)
         ("parameters.corpus.path=/no/such/place", 3, "/no/such/place"),
         ("parameters.corpus.words=[low, hihg]", 3, "Did you mean high"),
         ("blocks.cycles.parameters.device=cuda", 3, "no CUDA GPU"),
-        ("tracking.uri=http://127.0.0.1:9", 3, "tracking.uri http://127.0.0.1:9 can't be used"),
+        ("tracking.uri=http://127.0.0.1:9", 3, "tracking.uri http://127.0.0.1:9"),
         ("resources.gpus=4", 3, "4 GPUs"),
-        pytest.param(
-            "blocks.cycles.parameters.model={weights: gone.pt}", 3, "model.weights: gone.pt does not exist", marks=pytest.mark.slow
-        ),
-        pytest.param(
-            "blocks.cycles.parameters.loader.batch_size=64", 3, "batch_size 64 is more than the 12 training clips", marks=pytest.mark.slow
-        ),
     ],
 )
-def test_what_can_not_run_is_said_before_anything_starts(tones, tmp_path, monkeypatch, flag: str, code: int, message: str) -> None:
+def test_what_can_not_run_is_said_before_anything_starts(
+    tones, tmp_path, monkeypatch, flag: str, code: int, message: str
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=1))
     if "cuda" in flag and torch.cuda.is_available():
@@ -302,7 +397,31 @@ def test_what_can_not_run_is_said_before_anything_starts(tones, tmp_path, monkey
     assert not list(tmp_path.glob(".sweeps/planted/*/records.jsonl"))
 
 
-def test_a_dry_run_tells_what_is_settled_even_while_another_launch_holds_the_sweep(tones, launched) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("model={weights: gone.pt}", "model.weights: gone.pt does not exist"),
+        ("loader.batch_size=64", "batch_size 64 is more than the 12 training clips"),
+    ],
+)
+def test_a_block_that_can_not_be_trained_costs_its_own_trials_only(
+    tones, tmp_path, flag: str, reason: str
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=1))
+    done = launch(tmp_path, "--set", f"blocks.cycles.parameters.{flag}")
+    assert done.returncode == 1, done.stdout + done.stderr
+    outcomes: dict[str, set[str]] = {}
+    for run in _children(tmp_path):
+        outcomes.setdefault(run.data.tags["block"], set()).add(run.data.tags["outcome"])
+        if run.data.tags["block"] == "cycles":
+            assert reason in run.data.tags["evidence"]
+    assert outcomes == {"workers": {"completed", "shm_exhausted"}, "cycles": {"crashed"}}
+
+
+def test_a_dry_run_tells_what_is_settled_even_while_another_launch_holds_the_sweep(
+    tones, launched
+) -> None:
     folder, _ = launched
     (folder / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=2))
     before = sorted(run.info.run_id for run in _children(folder))
@@ -311,7 +430,11 @@ def test_a_dry_run_tells_what_is_settled_even_while_another_launch_holds_the_swe
         done = launch(folder, "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
     assert "/dev/shm: 5 fit, 1 depends on rates (--dry-run shows which)" in launched[1].stdout
-    states = [re.split(r"\s{2,}", line.strip()) for line in done.stdout.splitlines() if re.match("[0-9a-f]{12} ", line)]
+    states = [
+        re.split(r"\s{2,}", line.strip())
+        for line in done.stdout.splitlines()
+        if re.match("[0-9a-f]{12} ", line)
+    ]
     assert {(row[3], row[4], row[6]) for row in states if row[1:3] == ["workers", "1"]} == {
         ("0", "4M", "completed"),
         ("0", "64M", "completed"),
@@ -325,9 +448,14 @@ def test_a_dry_run_tells_what_is_settled_even_while_another_launch_holds_the_swe
 
 @pytest.mark.parametrize(
     ("flag", "code", "message"),
-    [("parameters.sgdr.epoch=3", 2, "Did you mean epochs"), ("parameters.corpus.path=/no/such/place", 3, "/no/such/place")],
+    [
+        ("parameters.sgdr.epoch=3", 2, "Did you mean epochs"),
+        ("parameters.corpus.path=/no/such/place", 3, "/no/such/place"),
+    ],
 )
-def test_a_dry_run_exits_as_a_launch_does(tones, tmp_path, flag: str, code: int, message: str) -> None:
+def test_a_dry_run_exits_as_a_launch_does(
+    tones, tmp_path, flag: str, code: int, message: str
+) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=1))
     done = launch(tmp_path, "--dry-run", "--set", flag)
     assert done.returncode == code, done.stdout + done.stderr

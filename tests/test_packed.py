@@ -10,12 +10,12 @@ import pytest
 import soundfile
 
 from speech import corpora
-from speech.audio import BadClip, read_clip
-from speech.clips import picture_of
-from speech.corpora import Clip, PreparedCorpus
+from speech.audio import BadClip, read_clip, to_int16
+from speech.dataset import build_picture
 from speech.features import Picture
 from speech.images import write_images
-from speech.packed import packed_file, read_rows, to_int16, write_packed
+from speech.packed import packed_file, read_rows, write_packed
+from speech.prepared_corpus import Clip, PreparedCorpus
 from tests.trees import ROOT
 
 SAMPLES = 16_000
@@ -23,19 +23,25 @@ SAMPLES = 16_000
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> PreparedCorpus:
-    """Clips of every sort, not in the order of their names: 16-bit mono, short, stereo at another rate, a cut from a recording, float."""
+    """Clips of every sort, not in the order of their names: 16-bit mono, short, stereo at another
+    rate, a cut from a recording, float."""
     rng = np.random.default_rng(0)
     waves = {
         "plain.wav": (rng.integers(-32768, 32768, SAMPLES, dtype=np.int16), 16_000),
         "short.wav": (rng.integers(-32768, 32768, 9_001, dtype=np.int16), 16_000),
         "other.wav": (rng.integers(-20000, 20000, (22_050, 2), dtype=np.int16), 22_050),
         "noise.wav": (rng.integers(-32768, 32768, 4 * SAMPLES, dtype=np.int16), 16_000),
-        "float.wav": (rng.normal(0, 0.5, SAMPLES).astype(np.float32), 16_000),  # some of it beyond full scale
+        # some of it beyond full scale
+        "float.wav": (rng.normal(0, 0.5, SAMPLES).astype(np.float32), 16_000),
     }
     for name, (wave, rate) in waves.items():
-        soundfile.write(tmp_path / name, wave, rate, subtype="FLOAT" if wave.dtype == np.float32 else "PCM_16")
+        soundfile.write(
+            tmp_path / name, wave, rate, subtype="FLOAT" if wave.dtype == np.float32 else "PCM_16"
+        )
     names = ["short.wav", "other.wav", "plain.wav", "noise.wav", "float.wav"]
-    clips = tuple(Clip(name, 0, name, "training", 12_345 if name == "noise.wav" else None) for name in names)
+    clips = tuple(
+        Clip(name, 0, name, "training", 12_345 if name == "noise.wav" else None) for name in names
+    )
     return PreparedCorpus(tmp_path, ("a", "b"), clips, f"planted {tmp_path}", (), ())
 
 
@@ -43,11 +49,13 @@ def mixed(tmp_path: Path) -> PreparedCorpus:
 def written(tone_trial, tones, tmp_path: Path) -> Path:
     """The tones, packed."""
     config = tone_trial()
-    write_packed(config, corpora.prepare(config.corpus), tmp_path / "tones.npy")
+    write_packed(config, corpora.prepare_corpus(config.corpus), tmp_path / "tones.npy")
     return tmp_path / "tones.npy"
 
 
-def test_a_row_is_its_clip_to_the_nearest_step_in_the_order_of_the_corpus(tone_trial, mixed) -> None:
+def test_a_row_is_its_clip_to_the_nearest_step_in_the_order_of_the_corpus(
+    tone_trial, mixed
+) -> None:
     config = tone_trial()
     path = packed_file(config, mixed)
     write_packed(config, mixed, path)
@@ -67,7 +75,14 @@ def test_rows_of_16_bit_sources_are_exact(tone_trial, mixed) -> None:
 
 
 def test_beyond_full_scale_is_clipped_and_never_wraps() -> None:
-    assert to_int16(np.float32([-2, -1, -0.5 / 32768, 1.4 / 32768, 1, 2])).tolist() == [-32768, -32768, 0, 1, 32767, 32767]
+    assert to_int16(np.float32([-2, -1, -0.5 / 32768, 1.4 / 32768, 1, 2])).tolist() == [
+        -32768,
+        -32768,
+        0,
+        1,
+        32767,
+        32767,
+    ]
 
 
 def test_rows_come_as_asked_and_outlive_the_file(written) -> None:
@@ -85,7 +100,11 @@ def test_nothing_stays_mapped(written) -> None:
 
 def test_another_corpus_or_length_is_another_file(tone_trial, mixed) -> None:
     config = tone_trial()
-    names = {packed_file(config, mixed), packed_file(config, replace(mixed, fingerprint="other")), packed_file(tone_trial(), mixed)}
+    names = {
+        packed_file(config, mixed),
+        packed_file(config, replace(mixed, fingerprint="other")),
+        packed_file(tone_trial(), mixed),
+    }
     assert len(names | {packed_file(tone_trial(corpus={"seconds": 0.5}), mixed)}) == 3
 
 
@@ -104,12 +123,12 @@ SLOW_PACKING = """
 import sys, time
 from pathlib import Path
 from speech import corpora, images, packed
-from speech.clips import picture_of
+from speech.dataset import build_picture
 from speech.config import TrialConfig
 
 config = TrialConfig.model_validate_json(sys.argv[1])
-corpus = corpora.prepare(config.corpus)
-picture = picture_of(config, corpus)
+corpus = corpora.prepare_corpus(config.corpus)
+picture = build_picture(config, corpus)
 read = corpora.PreparedCorpus.read
 
 def slow(self, clip, samples):
@@ -118,7 +137,7 @@ def slow(self, clip, samples):
     return read(self, clip, samples)
 
 corpora.PreparedCorpus.read = slow
-if config.loader.form == "png":
+if config.loader.format == "png":
     images.write_images(config, corpus, picture, Path(sys.argv[2]))
 else:
     packed.write_packed(config, corpus, Path(sys.argv[2]))
@@ -126,16 +145,16 @@ else:
 
 
 def write_form(config, path: Path) -> None:
-    corpus = corpora.prepare(config.corpus)
-    if config.loader.form == "png":
-        write_images(config, corpus, picture_of(config, corpus), path)
+    corpus = corpora.prepare_corpus(config.corpus)
+    if config.loader.format == "png":
+        write_images(config, corpus, build_picture(config, corpus), path)
     else:
         write_packed(config, corpus, path)
 
 
 @pytest.mark.parametrize("form", ["packed", "png"])
 def test_what_a_killed_process_left_is_removed_by_the_next(tone_trial, tmp_path, form: str) -> None:
-    config, path = tone_trial(loader={"form": form}), tmp_path / "cache" / "clips"
+    config, path = tone_trial(loader={"format": form}), tmp_path / "cache" / "clips"
     command = [sys.executable, "-c", SLOW_PACKING, config.model_dump_json(), str(path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
         assert [child.stdout.readline() for _ in range(3)] == ["reading\n"] * 3
@@ -148,9 +167,11 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tone_trial, tmp_path,
 
 
 @pytest.mark.parametrize("form", ["packed", "png"])
-def test_of_two_writers_the_second_waits_and_finds_it_done(tone_trial, tmp_path, monkeypatch, form: str) -> None:
-    config, path, reads = tone_trial(loader={"form": form}), tmp_path / "clips", []
-    picture_of(config, corpora.prepare(config.corpus))  # reads, too, the first time
+def test_of_two_writers_the_second_waits_and_finds_it_done(
+    tone_trial, tmp_path, monkeypatch, form: str
+) -> None:
+    config, path, reads = tone_trial(loader={"format": form}), tmp_path / "clips", []
+    build_picture(config, corpora.prepare_corpus(config.corpus))  # reads, too, the first time
     read = PreparedCorpus.read
 
     def slow(self, clip, samples):
@@ -171,7 +192,9 @@ def test_of_two_writers_the_second_waits_and_finds_it_done(tone_trial, tmp_path,
 def test_pictures_that_can_not_all_be_made_leave_none(tone_trial, mixed, tmp_path) -> None:
     broken = replace(mixed, clips=(*mixed.clips, Clip("gone.wav", 0, "gone", "training")))
     with pytest.raises(BadClip, match=r"gone\.wav"):
-        write_images(tone_trial(), broken, Picture(tone_trial().features), tmp_path / "cache" / "pictures")
+        write_images(
+            tone_trial(), broken, Picture(tone_trial().features), tmp_path / "cache" / "pictures"
+        )
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["pictures.lock"]
 
 
@@ -187,7 +210,14 @@ def test_a_file_that_was_cut_off_says_so_and_how_to_mend_it(written, kept: int) 
         read_rows(written, [0])
 
 
-@pytest.mark.parametrize("array", [np.zeros((24, SAMPLES), np.float32), np.zeros(24 * SAMPLES, np.int16), np.zeros((3, SAMPLES), np.int16)])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((24, SAMPLES), np.float32),
+        np.zeros(24 * SAMPLES, np.int16),
+        np.zeros((3, SAMPLES), np.int16),
+    ],
+)
 def test_a_file_of_another_kind_or_of_fewer_clips_says_so(written, array: np.ndarray) -> None:
     np.save(written, array)
     with pytest.raises(BadClip, match=rf"^{written}: .* Delete the file"):

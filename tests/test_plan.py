@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from speech.config import TrialConfig
-from sweeps.config import load
-from sweeps.plan import corpora, plan
+from sweeps.config.plan import corpora, plan
+from sweeps.config.sweep_file import load
 
 TEXT = """\
 name: test
@@ -52,26 +52,34 @@ def test_each_repeat_is_a_complete_pass_with_one_seed(planned):
 
 
 def test_listed_order_is_the_files(planned):
-    assert cells(planned(TEXT, "order=listed", "repeats=1").trials) == list(itertools.product([0, 2, 4], [64 << 20, 1 << 30]))
+    assert cells(planned(TEXT, "order=listed", "repeats=1").trials) == list(
+        itertools.product([0, 2, 4], [64 << 20, 1 << 30])
+    )
 
 
 def test_a_trial_carries_what_its_runner_needs(planned):
     trial = planned(TEXT, "trial_timeout=90s", "warmup_epochs=2").trials[0]
-    assert (trial.block, trial.warmup_epochs, trial.trial_timeout_s, trial.metric.name) == ("trials", 2, 90, "epoch_s")
+    assert (trial.block, trial.warmup_epochs, trial.trial_timeout_s, trial.metric.name) == (
+        "trials",
+        2,
+        90,
+        "epoch_s",
+    )
     assert trial.config.loader.num_workers == trial.swept["loader.num_workers"]
 
 
 def test_blocks_follow_the_file_and_share_no_key(planned):
     trials = planned(TEXT + "blocks:\n  z: {}\n  a: {repeats: 1}\n").trials
     assert [trial.block for trial in trials] == ["z"] * 12 + ["a"] * 6
-    assert len({trial.key for trial in trials}) == 18
+    assert len({trial.trial_id for trial in trials}) == 18
 
 
 def test_order_and_keys_are_the_same_in_every_process(planned, tmp_path):
-    here = [trial.key for trial in planned(TEXT).trials]
+    here = [trial.trial_id for trial in planned(TEXT).trials]
     script = (
-        "import sys; from sweeps.config import load; from sweeps.plan import plan\n"
-        "print(*[trial.key for trial in plan(load(sys.argv[1]), lambda corpus: f'f00d-{corpus.name}').trials])"
+        "import sys; from sweeps.config.sweep_file import load; from sweeps.config.plan import"
+        " plan\nprint(*[trial.trial_id for trial in plan(load(sys.argv[1]), lambda corpus:"
+        " f'f00d-{corpus.name}').trials])"
     )
     for hash_seed in ("0", "1"):
         out = subprocess.run(
@@ -86,9 +94,10 @@ def test_order_and_keys_are_the_same_in_every_process(planned, tmp_path):
 
 
 def test_the_key_is_pinned(planned):
-    """A new literal here means that no earlier trial counts as settled any more: change it on purpose only."""
+    """A new literal here means that no earlier trial counts as settled any more: change it on
+    purpose only."""
     trial = planned(TEXT, "order=listed").trials[0]
-    assert trial.key == "dfb241288ba5"
+    assert trial.trial_id == "f7d34872b86b"
 
 
 def test_the_key_does_not_see_how_the_file_is_written(planned):
@@ -110,7 +119,9 @@ name: another-name
 trial_timeout: 3h
 order: listed
 """
-    assert {trial.key for trial in planned(rewritten).trials} == {trial.key for trial in planned(TEXT).trials}
+    assert {trial.trial_id for trial in planned(rewritten).trials} == {
+        trial.trial_id for trial in planned(TEXT).trials
+    }
 
 
 DECIDING = [
@@ -118,40 +129,67 @@ DECIDING = [
     "features.n_mels=40", "features.window_ms=30", "features.hop_ms=12.5", "augment.shift_ms=100", "augment.speed=0.1",
     "augment.noise=0.5", "augment.noise_snr_db=[0,30]", "augment.freq_mask=8", "augment.time_mask=8", "augment.mixup=0.2",
     "loader.num_workers=1", "loader.shm_size=2G", "loader.batch_size=16", "loader.prefetch_factor=4", "loader.persistent_workers=false",
-    "loader.pin_memory=true", "loader.start_method=spawn", "loader.form=png", "model.weights=imagenet", "optimizer.momentum=0.8",
+    "loader.pin_memory=true", "loader.start_method=spawn", "loader.format=png", "model.weights=imagenet", "optimizer.momentum=0.8",
     "optimizer.weight_decay=0", "optimizer.label_smoothing=0.1", "sgdr.epochs=4", "sgdr.cycle_epochs=2",
-    "sgdr.lr=0.02", "sgdr.lr_min=0.001", "device.first_of=[cpu]", "device.step_s=0.1", "device.host_s=0.1", "precision=float32",
+    "sgdr.lr=0.02", "sgdr.lr_min=0.001", "device.prefer=[cpu]", "device.step_s=0.1", "device.host_cpu_s=0.1", "precision=float32",
 ]  # fmt: skip
 STANDING_FOR_THEIR_CLIPS = {  # the fingerprint names what these keys choose
-    f"corpus.{key}" for key in ("path", "version", "words", "unknown", "silence", "speaker", "clips", "on_bad_clip")
+    f"corpus.{key}"
+    for key in (
+        "path",
+        "version",
+        "words",
+        "unknown",
+        "silence",
+        "speaker",
+        "clips",
+        "on_bad_clip",
+        "split",
+        "duplicates",
+    )
 }
-PLAIN = TEXT.replace("{values: [0, 2, 4]}", "2") + "  device: {first_of: [cuda, cpu]}\n"
+PLAIN = TEXT.replace("{values: [0, 2, 4]}", "2") + "  device: {prefer: [cuda, cpu]}\n"
 
 
 @pytest.mark.parametrize("override", DECIDING)
 def test_the_key_sees_every_parameter(planned, override):
     before, after = planned(PLAIN), planned(PLAIN, f"parameters.{override}")
-    assert not {trial.key for trial in before.trials} & {trial.key for trial in after.trials}
+    assert not {trial.trial_id for trial in before.trials} & {
+        trial.trial_id for trial in after.trials
+    }
 
 
 def test_every_parameter_is_tried_above():
-    groups = {name: field.annotation for name, field in TrialConfig.model_fields.items() if name != "precision"}
+    groups = {
+        name: field.annotation
+        for name, field in TrialConfig.model_fields.items()
+        if name != "precision"
+    }
     every = {f"{name}.{key}" for name, group in groups.items() for key in group.model_fields}
     tried = {override.split("=")[0] for override in DECIDING}
-    assert every | {"precision"} == tried | STANDING_FOR_THEIR_CLIPS | {"sgdr.cycle_factor"}  # which acts on cycle_epochs alone
+    # which acts on cycle_epochs alone
+    assert every | {"precision"} == tried | STANDING_FOR_THEIR_CLIPS | {"sgdr.cycle_factor"}
 
 
 def test_the_corpus_is_in_the_key_by_its_fingerprint(planned):
     def keys(*overrides, **given):
-        return {trial.key for trial in planned(PLAIN, *overrides, **given).trials}
+        return {trial.trial_id for trial in planned(PLAIN, *overrides, **given).trials}
 
-    assert keys("parameters.corpus.on_bad_clip=skip") == keys(), "the same clips by other means are the same corpus"
+    assert keys("parameters.corpus.on_bad_clip=skip") == keys(), (
+        "the same clips by other means are the same corpus"
+    )
     assert not keys() & keys(fingerprint="beef")
 
 
 def test_the_same_cycles_written_differently_are_one_trial(planned):
-    trials = planned(PLAIN, "parameters.sgdr.cycle_epochs={values: [null, 8, 4, [4, 4]]}", "repeats=1")
-    assert [trial.config.sgdr.cycles() for trial in trials.trials if trial.config.loader.shm_size == 64 << 20] in (
+    trials = planned(
+        PLAIN, "parameters.sgdr.cycle_epochs={values: [null, 8, 4, [4, 4]]}", "repeats=1"
+    )
+    assert [
+        trial.config.sgdr.cycles()
+        for trial in trials.trials
+        if trial.config.loader.shm_size == 64 << 20
+    ] in (
         [[8], [4, 4]],
         [[4, 4], [8]],
     )
@@ -163,47 +201,81 @@ def test_weights_from_a_file_are_in_the_key_by_content(planned, tmp_path):
     keys = []
     for content in (b"one", b"two", b"one"):
         weights.write_bytes(content)
-        keys.append(planned(PLAIN, f"parameters.model.weights={weights}").trials[0].key)
+        keys.append(planned(PLAIN, f"parameters.model.weights={weights}").trials[0].trial_id)
     assert keys[0] == keys[2] != keys[1]
 
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=9", "warmup_epochs=2", "threads=1", "resources.exclusive_node=false", "resources.cpus=2"],
+    [
+        "seed=9",
+        "warmup_epochs=2",
+        "threads=1",
+        "resources.exclusive_node=false",
+        "resources.cpus=2",
+    ],
 )
 def test_the_key_sees_what_else_decides_the_measurement(planned, override):
-    assert not {trial.key for trial in planned(PLAIN).trials} & {trial.key for trial in planned(PLAIN, override).trials}
+    assert not {trial.trial_id for trial in planned(PLAIN).trials} & {
+        trial.trial_id for trial in planned(PLAIN, override).trials
+    }
 
 
 @pytest.mark.parametrize(
     "override",
-    ["name=other", "trial_timeout=1h", "snapshots.keep=all", "tracking.experiment=x", "order=listed", "calibrate=false", "method=forecast"],
+    [
+        "name=other",
+        "trial_timeout=1h",
+        "snapshots.keep=all",
+        "tracking.experiment=x",
+        "order=listed",
+        "calibrate=false",
+        "method=forecast",
+    ],
 )
 def test_the_key_does_not_see_what_decides_nothing(planned, override):
-    assert {trial.key for trial in planned(PLAIN).trials} == {trial.key for trial in planned(PLAIN, override).trials}
+    assert {trial.trial_id for trial in planned(PLAIN).trials} == {
+        trial.trial_id for trial in planned(PLAIN, override).trials
+    }
 
 
 def test_the_key_sees_the_corpus_fingerprint(planned):
-    assert not {trial.key for trial in planned(TEXT).trials} & {trial.key for trial in planned(TEXT, fingerprint="beef").trials}
+    assert not {trial.trial_id for trial in planned(TEXT).trials} & {
+        trial.trial_id for trial in planned(TEXT, fingerprint="beef").trials
+    }
 
 
 def test_a_repeat_added_keeps_the_keys_of_the_others(planned):
-    assert {trial.key for trial in planned(TEXT).trials} < {trial.key for trial in planned(TEXT, "repeats=3").trials}
+    assert {trial.trial_id for trial in planned(TEXT).trials} < {
+        trial.trial_id for trial in planned(TEXT, "repeats=3").trials
+    }
 
 
 def test_excluded_points_are_counted(planned):
-    made = planned(TEXT + "exclude: [{loader.num_workers: 0, loader.shm_size: 64M}, {loader.num_workers: [0, 4]}]\n")
+    made = planned(
+        TEXT
+        + "exclude: [{loader.num_workers: 0, loader.shm_size: 64M}, {loader.num_workers: [0, 4]}]\n"
+    )
     assert Counter(cells(made.trials)) == {(2, 64 << 20): 2, (2, 1 << 30): 2}
     assert [str(removed) for removed in made.removed] == [
-        "1 point removed from trials: exclude {loader.num_workers: 0, loader.shm_size: 64M} (num_workers=0 shm_size=64M)",
-        "3 points removed from trials: exclude {loader.num_workers: [0, 4]} "
-        "(num_workers=0 shm_size=1G, num_workers=4 shm_size=64M, num_workers=4 shm_size=1G)",
+        (
+            "1 point removed from trials: exclude {loader.num_workers: 0, loader.shm_size: 64M}"
+            " (num_workers=0 shm_size=64M)"
+        ),
+        (
+            "3 points removed from trials: exclude {loader.num_workers: [0, 4]} "
+            "(num_workers=0 shm_size=1G, num_workers=4 shm_size=64M, num_workers=4 shm_size=1G)"
+        ),
     ]
 
 
 def test_points_that_differ_in_meaningless_keys_run_once(planned):
     made = planned(
-        TEXT, "parameters.loader.prefetch_factor={values: [4, 2, 8]}", "parameters.loader.shm_size=null", "order=listed", "repeats=1"
+        TEXT,
+        "parameters.loader.prefetch_factor={values: [4, 2, 8]}",
+        "parameters.loader.shm_size=null",
+        "order=listed",
+        "repeats=1",
     )
     assert [(t.swept["loader.num_workers"], t.swept["loader.prefetch_factor"]) for t in made.trials] == [
         (0, 4), (2, 4), (2, 2), (2, 8), (4, 4), (4, 2), (4, 8),
@@ -216,8 +288,16 @@ def test_points_that_differ_in_meaningless_keys_run_once(planned):
 
 def test_meaningless_keys_do_not_change_the_key(planned):
     zero = "parameters.loader.num_workers=0"
-    plain, other = planned(TEXT, zero), planned(TEXT, zero, "parameters.loader.prefetch_factor=8", "parameters.loader.start_method=spawn")
-    assert [trial.key for trial in plain.trials] == [trial.key for trial in other.trials]
+    plain, other = (
+        planned(TEXT, zero),
+        planned(
+            TEXT,
+            zero,
+            "parameters.loader.prefetch_factor=8",
+            "parameters.loader.start_method=spawn",
+        ),
+    )
+    assert [trial.trial_id for trial in plain.trials] == [trial.trial_id for trial in other.trials]
 
 
 def test_swept_groups_and_several_corpora(planned, tmp_path):
@@ -226,14 +306,21 @@ name: test
 order: listed
 parameters:
   corpus: {values: [{name: synthetic, words: [yes, no]}, {name: speech_commands, words: [up, down]}]}
-  device: {values: [cpu, {first_of: [cuda, paced], step_s: 0.1}]}
+  device: {values: [cpu, {prefer: [cuda, simulated], step_s: 0.1}]}
 """
     trials = planned(text).trials
-    assert [(trial.config.corpus.name, trial.config.device.first_of) for trial in trials] == [
-        ("synthetic", ["cpu"]), ("synthetic", ["cuda", "paced"]), ("speech_commands", ["cpu"]), ("speech_commands", ["cuda", "paced"]),
+    assert [(trial.config.corpus.name, trial.config.device.prefer) for trial in trials] == [
+        ("synthetic", ["cpu"]), ("synthetic", ["cuda", "simulated"]), ("speech_commands", ["cpu"]), ("speech_commands", ["cuda", "simulated"]),
     ]  # fmt: skip
-    assert trials[1].swept["device"] == {"first_of": ["cuda", "paced"], "step_s": 0.1, "host_s": 0.0}
-    assert [corpus.name for corpus in corpora(load(tmp_path / "sweep.yaml"))] == ["synthetic", "speech_commands"]
+    assert trials[1].swept["device"] == {
+        "prefer": ["cuda", "simulated"],
+        "step_s": 0.1,
+        "host_cpu_s": 0.0,
+    }
+    assert [corpus.name for corpus in corpora(load(tmp_path / "sweep.yaml"))] == [
+        "synthetic",
+        "speech_commands",
+    ]
 
 
 def test_each_corpus_is_fingerprinted_once(tmp_path):
@@ -244,18 +331,40 @@ def test_each_corpus_is_fingerprinted_once(tmp_path):
     assert len(asked) == 1
 
 
+def test_a_loaded_sweep_is_planned_without_a_second_check(tmp_path, monkeypatch):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(TEXT + "exclude: [{loader.num_workers: 0}]\n")
+    config = load(path)
+    monkeypatch.setattr("sweeps.config.grid.points", None)
+    monkeypatch.setattr(TrialConfig, "model_validate", None)
+    made = plan(config, lambda corpus: corpus.name)
+    assert (len(made.trials), [len(removed.points) for removed in made.removed]) == (8, [2])
+
+
 def test_a_thousand_trials_are_planned_in_two_seconds(planned):
     ten = "{values: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}"
     start = time.perf_counter()
     made = planned(
-        TEXT, f"parameters.loader.num_workers={ten}", f"parameters.loader.batch_size={ten}", "parameters.sgdr.lr=1e-3", "repeats=5"
+        TEXT,
+        f"parameters.loader.num_workers={ten}",
+        f"parameters.loader.batch_size={ten}",
+        "parameters.sgdr.lr=1e-3",
+        "repeats=5",
     )
     assert time.perf_counter() - start < 2
-    assert len(made.trials) == len({trial.key for trial in made.trials}) == 1000
+    assert len(made.trials) == len({trial.trial_id for trial in made.trials}) == 1000
 
 
 def test_a_trial_is_plain_data(planned):
     trial = planned(TEXT).trials[0]
-    assert set(asdict(trial)) >= {"key", "block", "repeat", "seed", "config", "swept", "metric"}
-    assert len(trial.key) == 12
-    assert int(trial.key, 16) >= 0
+    assert set(asdict(trial)) >= {
+        "trial_id",
+        "block",
+        "repeat",
+        "seed",
+        "config",
+        "swept",
+        "metric",
+    }
+    assert len(trial.trial_id) == 12
+    assert int(trial.trial_id, 16) >= 0

@@ -6,27 +6,44 @@ import itertools
 import numpy as np
 import pytest
 
-from analysis import cycle_plots, plots
-from analysis.filters import matching
+from analysis import cycle_plots, ensemble_plot, epoch_parts_plot, epoch_time_plot, shm_plot
+from analysis.filters import filter_trials
 from analysis.runs import sweep_runs
 from speech.sgdr import learning_rate
 from tests.conftest import plant_trial
-from tests.planted_sweep import CPU, MB, PACED, figures, file_records, row
+from tests.planted_sweep import CPU, MB, SIMULATED, figures, file_records, row
 
 PICTURES = {
-    plots.epoch_seconds: ("workers", "2 workers at the fastest: 1.54 s an epoch, against 3.31 s with none"),
-    plots.where_epochs_go: ("workers", "With 2 workers 32 % of an epoch waits for batches, with none 70 %"),
-    plots.shm_peaks: ("workers", "8 workers took 216.0 MiB of /dev/shm at most; shm 64M overflowed with 4 and 8"),
-    cycle_plots.training_course: ("cycles", "Cycles of 2 at 80.6 %; one cosine of 8 at 84.1 % in the end"),
-    cycle_plots.ensemble_accuracy: ("cycles", "One cosine of 8 reaches 84.1 %, the highest"),
-    cycle_plots.snapshot_disagreement: ("cycles", "Two snapshots of a run name 35 % of the validation clips differently at most"),
+    epoch_time_plot.epoch_seconds: (
+        "workers",
+        "2 workers: 1.54 s an epoch, against 3.31 s with none",
+    ),
+    epoch_parts_plot.where_epochs_go: (
+        "workers",
+        "With 2 workers, 32 % of an epoch is spent waiting for batches; with none, 70 %",
+    ),
+    shm_plot.shm_peaks: (
+        "workers",
+        "8 workers used at most 216.0 MiB of /dev/shm; shm 64M overflowed with 4 and 8",
+    ),
+    cycle_plots.training_course: (
+        "cycles",
+        "Cycles of 2 at 80.6 %; one cosine of 8 at 84.1 %",
+    ),
+    ensemble_plot.ensemble_accuracy: ("cycles", "One cosine of 8 reaches 84.1 %, the highest"),
+    cycle_plots.snapshot_disagreement: (
+        "cycles",
+        "at most 35 % of the validation clips",
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def drawn(first_look):
-    frame = sweep_runs("first-look", first_look.uri)
-    return {draw: draw(matching(frame, [f"block={block}"])) for draw, (block, _) in PICTURES.items()}
+    runs = sweep_runs("first-look", first_look.uri)
+    return {
+        draw: draw(filter_trials(runs, [f"block={block}"])) for draw, (block, _) in PICTURES.items()
+    }
 
 
 def name(draw):
@@ -45,7 +62,12 @@ def test_nothing_is_cut_off_and_no_panel_lies_on_another(drawn, draw):
     figure = drawn[draw]
     figure.savefig(io.BytesIO())  # which lays it out
     whole, tight = figure.bbox_inches, figure.get_tightbbox()
-    assert (whole.x0 <= tight.x0, whole.y0 <= tight.y0, tight.x1 <= whole.x1, tight.y1 <= whole.y1) == (True,) * 4
+    assert (
+        whole.x0 <= tight.x0,
+        whole.y0 <= tight.y0,
+        tight.x1 <= whole.x1,
+        tight.y1 <= whole.y1,
+    ) == (True,) * 4
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
@@ -59,23 +81,36 @@ def test_every_axis_with_numbers_has_a_name(drawn, draw):
 
 @pytest.mark.parametrize("draw", PICTURES, ids=name)
 def test_without_trials_there_is_nothing_to_draw(first_look, draw):
-    frame = sweep_runs("first-look", first_look.uri)
+    runs = sweep_runs("first-look", first_look.uri)
     with pytest.raises(LookupError):
-        draw(frame.iloc[:0])
+        draw(runs.with_trials(runs.trials.iloc[:0]))
 
 
 def test_a_line_a_size_with_its_spread_and_the_forecast_dashed(drawn):
-    (axes,) = drawn[plots.epoch_seconds].axes
+    (axes,) = drawn[epoch_time_plot.epoch_seconds].axes
     lines = [container.lines[0] for container in axes.containers]
     small, large = [3.31, 2.88, 1.54], [3.31, 2.88, 1.54, 1.71, 1.79]
-    assert [line.get_ydata().tolist() for line in lines] == [pytest.approx(small), pytest.approx(large)]
+    assert [line.get_ydata().tolist() for line in lines] == [
+        pytest.approx(small),
+        pytest.approx(large),
+    ]
     (bars,) = axes.containers[0].lines[2]
-    assert [segment[:, 1].tolist() for segment in bars.get_segments()][2] == pytest.approx([1.54 * 0.99, 1.54 * 1.02])
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()][2] == pytest.approx(
+        [1.54 * 0.99, 1.54 * 1.02]
+    )
     (dashed,) = (line for line in axes.lines if line.get_linestyle() == "--")
     assert dashed.get_ydata().tolist() == pytest.approx([3.68, 3.02, 1.60, 1.71, 1.96])
-    assert sorted(text.get_text() for text in axes.texts if "/" in text.get_text()[:3]) == ["3/3", "3/3"]
+    assert sorted(text.get_text() for text in axes.texts if "/" in text.get_text()[:3]) == [
+        "3/3",
+        "3/3",
+    ]
     labels = legend(axes)
-    told = ["forecast, in its interval", "recommended", "how many of how many overflowed", "fastest to slowest trial"]
+    told = [
+        "forecast, with its interval",
+        "recommended",
+        "k/n: k of n trials overflowed",
+        "fastest to slowest trial",
+    ]
     assert labels == ["shm 64M", "shm 1G", *told]
     assert axes.get_ylim()[0] == 0
 
@@ -84,21 +119,39 @@ def legend(axes):
     return [" ".join(text.get_text().split()) for text in axes.get_legend().get_texts()]
 
 
-LOST = {64: ("shm_exhausted", "oom", "timeout"), 128: ("completed", "data_error", "completed"), 1024: ("completed", "crashed", "completed")}
+LOST = {
+    64: ("shm_exhausted", "oom", "timeout"),
+    128: ("completed", "data_error", "completed"),
+    1024: ("completed", "crashed", "completed"),
+}
 
 
 @pytest.fixture
 def crowded(tracking):
     """Three sizes that time out, crash and more, from 2 workers on, in all the ways there are."""
     trials = [
-        ({"loader.num_workers": n, "loader.shm_size": size * MB}, repeat) for n in (0, 1, 2, 4) for size in LOST for repeat in (1, 2, 3)
+        ({"loader.num_workers": n, "loader.shm_size": size * MB}, repeat)
+        for n in (0, 1, 2, 4)
+        for size in LOST
+        for repeat in (1, 2, 3)
     ]
     parent = tracking.start_sweep("crowded", "", [row("workers", *trial) for trial in trials], "")
     for swept, repeat in trials:
-        workers, outcome = swept["loader.num_workers"], LOST[swept["loader.shm_size"] // MB][repeat - 1]
+        workers, outcome = (
+            swept["loader.num_workers"],
+            LOST[swept["loader.shm_size"] // MB][repeat - 1],
+        )
         outcome = outcome if workers > 1 else "completed"
-        plant_trial(tracking, parent, swept, repeat, outcome, tags=PACED, **figures(workers, repeat) if outcome == "completed" else {})
-    return plots.epoch_seconds(sweep_runs("crowded", tracking.uri))
+        plant_trial(
+            tracking,
+            parent,
+            swept,
+            repeat,
+            outcome,
+            tags=SIMULATED,
+            **figures(workers, repeat) if outcome == "completed" else {},
+        )
+    return epoch_time_plot.epoch_seconds(sweep_runs("crowded", tracking.uri))
 
 
 def test_what_was_lost_in_many_ways_is_told_apart_and_leaves_the_axes_their_room(crowded):
@@ -106,7 +159,10 @@ def test_what_was_lost_in_many_ways_is_told_apart_and_leaves_the_axes_their_room
     crowded.savefig(io.BytesIO())
     assert axes.get_position().width > 0.5
     texts = [text for text in axes.texts if "/" in text.get_text()[:3]]
-    assert sorted(text.get_text() for text in texts) == ["1/3 d"] * 2 + ["1/3 e"] * 2 + ["3/3 a b c"] * 2
+    assert (
+        sorted(text.get_text() for text in texts)
+        == ["1/3 d"] * 2 + ["1/3 e"] * 2 + ["3/3 a b c"] * 2
+    )
     told = ["a: overflowed", "b: out of memory", "c: timed out", "d: bad data", "e: crashed"]
     assert [label for label in legend(axes) if label[1] == ":"] == told
     boxes = [text.get_window_extent() for text in texts]
@@ -127,8 +183,16 @@ def test_texts_above_the_slowest_epochs_stay_below_the_title(tracking):
     for swept, repeat in trials:
         lost = repeat == 2 and swept["loader.num_workers"] == 0
         summary = {} if lost else figures(swept["loader.num_workers"], repeat)
-        plant_trial(tracking, parent, swept, repeat, "timeout" if lost else "completed", tags=PACED, **summary)
-    figure = plots.epoch_seconds(sweep_runs("slow", tracking.uri))
+        plant_trial(
+            tracking,
+            parent,
+            swept,
+            repeat,
+            "timeout" if lost else "completed",
+            tags=SIMULATED,
+            **summary,
+        )
+    figure = epoch_time_plot.epoch_seconds(sweep_runs("slow", tracking.uri))
     figure.savefig(io.BytesIO())
     (axes,) = figure.axes
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text() == "1/2"]
@@ -138,19 +202,27 @@ def test_texts_above_the_slowest_epochs_stay_below_the_title(tracking):
 
 
 def test_bars_stand_on_each_other_and_add_up(drawn):
-    (axes,) = drawn[plots.where_epochs_go].axes
-    tops = [max(patch.get_y() + patch.get_height() for patch in column) for column in zip(*axes.containers, strict=True)]
+    (axes,) = drawn[epoch_parts_plot.where_epochs_go].axes
+    tops = [
+        max(patch.get_y() + patch.get_height() for patch in column)
+        for column in zip(*axes.containers, strict=True)
+    ]
     assert tops == pytest.approx([3.31, 2.88, 1.54, 1.71, 1.79])
-    assert len({container.patches[0].get_hatch() for container in axes.containers}) == 5, "told apart without colours"
+    assert len({container.patches[0].get_hatch() for container in axes.containers}) == 5, (
+        "told apart without colours"
+    )
 
 
 def test_peaks_stand_beside_what_was_foreseen_and_the_limits(drawn):
-    (axes,) = drawn[plots.shm_peaks].axes
+    (axes,) = drawn[shm_plot.shm_peaks].axes
     found = {line.get_label(): np.asarray(line.get_ydata(), float).tolist() for line in axes.lines}
-    assert found["most taken by a trial that ran through"] == pytest.approx([18, 54, 108, 216])
-    assert found["foreseen: no trial takes more"] == pytest.approx([54, 90, 162, 306])
+    assert found["highest peak, completed or diverged"] == pytest.approx([18, 54, 108, 216])
+    assert found["forecast maximum"] == pytest.approx([54, 90, 162, 306])
     assert set(found["overflowed"]) == {64}
-    assert {line.get_ydata()[0] for line in axes.lines if line.get_label().startswith("_")} == {64, 1024}
+    assert {line.get_ydata()[0] for line in axes.lines if line.get_label().startswith("_")} == {
+        64,
+        1024,
+    }
 
 
 def test_snapshots_stand_at_their_cycles_ends(drawn):
@@ -161,7 +233,7 @@ def test_snapshots_stand_at_their_cycles_ends(drawn):
 
 
 def test_an_ensemble_is_a_line_by_its_snapshots(drawn):
-    (axes,) = drawn[cycle_plots.ensemble_accuracy].axes
+    (axes,) = drawn[ensemble_plot.ensemble_accuracy].axes
     short, cosine = (container.lines[0].get_ydata().tolist() for container in axes.containers)
     assert short == pytest.approx([100 * (2.501 / 3 - 0.03 * more) for more in (3, 2, 1, 0)])
     assert cosine == pytest.approx([100 * 2.524 / 3])
@@ -169,22 +241,57 @@ def test_an_ensemble_is_a_line_by_its_snapshots(drawn):
 
 def test_pairs_are_written_into_their_cells(drawn):
     axes = drawn[cycle_plots.snapshot_disagreement].axes[0]
-    found = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in axes.texts}
-    assert found == {(0, 0): "25", (1, 0): "30", (1, 1): "25", (2, 0): "35", (2, 1): "30", (2, 2): "25"}
+    found = {
+        (int(text.get_position()[1]), int(text.get_position()[0])): text.get_text()
+        for text in axes.texts
+    }
+    assert found == {
+        (0, 0): "25",
+        (1, 0): "30",
+        (1, 1): "25",
+        (2, 0): "35",
+        (2, 1): "30",
+        (2, 2): "25",
+    }
 
 
 @pytest.fixture
 def rates(tracking):
-    """Four schedules at two learning rates, which differ in all that is drawn: accuracy 0.9 and 0.4, disagreement 10 and 60 %."""
-    points = [({"sgdr.lr": lr, "sgdr.lr_min": lr / 10, "sgdr.cycle_epochs": epochs}, 1) for lr in (0.1, 0.001) for epochs in (1, 2, 4, 8)]
+    """Four schedules at two learning rates, which differ in all that is drawn: accuracy 0.9 and
+    0.4, disagreement 10 and 60 %."""
+    points = [
+        ({"sgdr.lr": lr, "sgdr.lr_min": lr / 10, "sgdr.cycle_epochs": epochs}, 1)
+        for lr in (0.1, 0.001)
+        for epochs in (1, 2, 4, 8)
+    ]
     parent = tracking.start_sweep("rates", "", [row("cycles", *point) for point in points], "")
     for swept, repeat in points:
         high, members = swept["sgdr.lr"] > 0.05, 8 // swept["sgdr.cycle_epochs"]
         accuracy, share = (0.9, 0.1) if high else (0.4, 0.6)
-        run = plant_trial(tracking, parent, swept, repeat, block="cycles", tags=CPU, accuracy=accuracy, ensemble_accuracy=accuracy)
+        run = plant_trial(
+            tracking,
+            parent,
+            swept,
+            repeat,
+            block="cycles",
+            tags=CPU,
+            accuracy=accuracy,
+            ensemble_accuracy=accuracy,
+        )
         for epoch in range(8):
-            tracking.log_epoch(run, epoch, {"lr": swept["sgdr.lr"] / 10, "loss/training": 1.0, "accuracy/validation": accuracy})
-        records = [{"kind": "snapshot", "cycle": cycle, "metrics": {}, "disagreements": [share] * cycle} for cycle in range(members)]
+            tracking.log_epoch(
+                run,
+                epoch,
+                {
+                    "lr": swept["sgdr.lr"] / 10,
+                    "loss/training": 1.0,
+                    "accuracy/validation": accuracy,
+                },
+            )
+        records = [
+            {"kind": "snapshot", "cycle": cycle, "metrics": {}, "disagreements": [share] * cycle}
+            for cycle in range(members)
+        ]
         file_records(tracking, run, records)
     return sweep_runs("rates", tracking.uri)
 
@@ -197,17 +304,30 @@ def whole(figure):
     """Laid out, nothing cut off, no panel on another."""
     figure.savefig(io.BytesIO())
     tight, boxes = figure.get_tightbbox(), [axes.get_tightbbox() for axes in figure.axes]
-    inside = min(tight.x0, tight.y0) >= 0 and tight.x1 <= figure.get_figwidth() and tight.y1 <= figure.get_figheight()
-    return inside and not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    inside = (
+        min(tight.x0, tight.y0) >= 0
+        and tight.x1 <= figure.get_figwidth()
+        and tight.y1 <= figure.get_figheight()
+    )
+    return inside and not any(
+        one.overlaps(other) for one, other in itertools.combinations(boxes, 2)
+    )
 
 
 def test_schedules_of_two_learning_rates_are_told_apart(rates):
-    some = matching(rates, ["cycle_epochs=2"])
+    some = filter_trials(rates, ["cycle_epochs=2"])
     courses, pairs = cycle_plots.training_course(some), cycle_plots.snapshot_disagreement(some)
-    assert panel_titles(courses) == panel_titles(pairs) == ["cycles of 2\nlr=0.1 lr_min=0.01", "cycles of 2\nlr=0.001 lr_min=0.0001"]
+    assert (
+        panel_titles(courses)
+        == panel_titles(pairs)
+        == ["cycles of 2\nlr=0.1 lr_min=0.01", "cycles of 2\nlr=0.001 lr_min=0.0001"]
+    )
     assert [axes.lines[0].get_ydata()[0] for axes in courses.axes[4:6]] == [0.9, 0.4]
     assert [axes.texts[0].get_text() for axes in pairs.axes[:2]] == ["10", "60"]
-    assert courses.get_suptitle() == "Validation accuracy ends between 40.0 and 90.0 %\nblock cycles, repeat 1"
+    assert (
+        courses.get_suptitle()
+        == "Validation accuracy ends between 40.0 and 90.0 %\nblock cycles, repeat 1"
+    )
     assert whole(courses)
     assert whole(pairs)
 
@@ -215,21 +335,28 @@ def test_schedules_of_two_learning_rates_are_told_apart(rates):
 def test_what_does_not_fit_is_counted(rates):
     courses, pairs = cycle_plots.training_course(rates), cycle_plots.snapshot_disagreement(rates)
     assert panel_titles(courses) == ["cycles of 1", "cycles of 2", "cycles of 4", "one cosine of 8"]
-    assert courses.get_suptitle().endswith("block cycles, lr=0.1 lr_min=0.01, repeat 1, 4 of 8 shown")
+    assert courses.get_suptitle().endswith(
+        "block cycles, lr=0.1 lr_min=0.01, repeat 1, 4 of 8 shown"
+    )
     assert pairs.get_suptitle().endswith("block cycles, mean over trials, 4 of 6 shown")
-    assert " 60 % of the validation clips" in pairs.get_suptitle(), "the most of all, shown or not"
-    assert "shown" not in cycle_plots.training_course(matching(rates, ["lr=0.1"])).get_suptitle()
+    assert " 60 % of" in pairs.get_suptitle(), "the most of all, shown or not"
+    assert (
+        "shown" not in cycle_plots.training_course(filter_trials(rates, ["lr=0.1"])).get_suptitle()
+    )
     assert whole(courses)
     assert whole(pairs)
 
 
 def test_the_learning_rate_is_drawn_as_it_was_trained_with(rates):
-    figure = cycle_plots.training_course(matching(rates, ["lr=0.1"]))
+    figure = cycle_plots.training_course(filter_trials(rates, ["lr=0.1"]))
     for axes, epochs in zip(figure.axes, (1, 2, 4, 8), strict=False):
         line, recorded = axes.lines[:2]
-        steps = [step for step in range(800) if step % (100 * epochs)]  # at a restart it has two values
+        # at a restart it has two values
+        steps = [step for step in range(800) if step % (100 * epochs)]
         trained = [learning_rate(step, [100 * epochs] * (8 // epochs), 0.1, 0.01) for step in steps]
-        assert np.interp(np.array(steps) / 100, *line.get_data()) == pytest.approx(trained, abs=1e-4)
+        assert np.interp(np.array(steps) / 100, *line.get_data()) == pytest.approx(
+            trained, abs=1e-4
+        )
         assert line.get_ydata().max() == pytest.approx(0.1)
         assert recorded.get_linestyle() == "None"
         assert recorded.get_xdata().tolist() == list(range(1, 9))
@@ -238,7 +365,18 @@ def test_the_learning_rate_is_drawn_as_it_was_trained_with(rates):
 
 def test_a_trial_without_epochs_leaves_the_others_their_room(tracking):
     """Its accuracy was filed, the records of its epochs were not."""
-    parent = tracking.start_sweep("bare", "", [row("cycles", {"sgdr.lr": lr}, 1) for lr in (0.1, 0.01)], "")
+    parent = tracking.start_sweep(
+        "bare", "", [row("cycles", {"sgdr.lr": lr}, 1) for lr in (0.1, 0.01)], ""
+    )
     for lr in (0.1, 0.01):
-        plant_trial(tracking, parent, {"sgdr.lr": lr}, 1, block="cycles", tags=CPU, accuracy=0.5, ensemble_accuracy=0.5)
+        plant_trial(
+            tracking,
+            parent,
+            {"sgdr.lr": lr},
+            1,
+            block="cycles",
+            tags=CPU,
+            accuracy=0.5,
+            ensemble_accuracy=0.5,
+        )
     assert whole(cycle_plots.training_course(sweep_runs("bare", tracking.uri)))

@@ -1,4 +1,5 @@
-"""Words said by a trained sweep: against what its own trial recorded, and against every wav that isn't one."""
+"""Words said by a trained sweep: against what its own trial recorded, and against every wav that
+isn't one."""
 
 import json
 import os
@@ -9,14 +10,15 @@ import pytest
 import soundfile
 import torch
 
+from launch import main
 from speech import corpora
-from speech.config import Pinned, Trial
-from speech.evaluation import heard
+from speech.config import RuntimeSettings, Trial
+from speech.evaluation import build_ensemble
 from speech.learner import make_learner
 from speech.loading import make_loader, prepare_forms
-from speech.prediction import predict, read
+from speech.prediction import predict, read_wav
 from speech.train import fit
-from sweeps.predict import main
+from sweeps.tracking.mlflow_runs import TrialDescription
 from tests.conftest import tracking_in
 from tests.tones import WORDS
 
@@ -25,41 +27,62 @@ RATE = 16_000
 
 def trained(config, folder) -> list[dict]:
     records: list[dict] = []
-    prepare_forms(config, corpora.prepare(config.corpus, lambda line: None), lambda line: None)
-    fit(Trial(config=config, seed=1, warmup_epochs=0, pinned=Pinned(), folder=str(folder)), records.append)
+    prepare_forms(
+        config, corpora.prepare_corpus(config.corpus, lambda line: None), lambda line: None
+    )
+    fit(
+        Trial(
+            config=config, seed=1, warmup_epochs=0, runtime=RuntimeSettings(), folder=str(folder)
+        ),
+        records.append,
+    )
     return records
 
 
 def validation_clips(config) -> list[Path]:
-    corpus = corpora.prepare(config.corpus)
+    corpus = corpora.prepare_corpus(config.corpus)
     return [corpus.root / clip.path for clip in corpus.split("validation")]
 
 
 @pytest.fixture(scope="module")
 def sweep(tone_trial, tmp_path_factory, empty_database):
-    """A sweep of one learned trial of two snapshots and one paced trial, in a tracker of its own."""
+    """A sweep of one learned trial of two snapshots and one simulated trial, in a tracker of its own."""
     folder = tmp_path_factory.mktemp("predict")
     tracking = tracking_in(folder, empty_database)
     config = tone_trial(sgdr={"epochs": 6, "cycle_epochs": 3, "lr": 0.02})
     records = trained(config, folder)
-    parent = tracking.start_sweep("tones", "name: tones\n", [{"key": "a"}, {"key": "b"}], "")
+    parent = tracking.start_sweep(
+        "tones", "name: tones\n", [{"trial_id": "a"}, {"trial_id": "b"}], ""
+    )
     add_trial(tracking, parent, folder, "a", records)
-    add_trial(tracking, parent, folder, "b", [{"kind": "setup"}, {"kind": "end", "summary": {"epoch_s": 1.0}}])
+    add_trial(
+        tracking,
+        parent,
+        folder,
+        "b",
+        [{"kind": "setup"}, {"kind": "end", "summary": {"epoch_s": 1.0}}],
+    )
     return tracking, config, records
 
 
 def add_trial(tracking, parent, folder, key, records, keep=2, extra=None) -> str:
     """Filed as relay.py files it."""
-    run = tracking.start_trial(parent, key=key, block="cycles", repeat=1, seed=1, swept={}, config={}, tags={})
+    run = tracking.start_trial(
+        parent, TrialDescription(key, "cycles", repeat=1, seed=1, swept={}, config={}, tags={})
+    )
     (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     taken = [record["file"] for record in records if record["kind"] == "snapshot"][:keep]
-    files = {"records.jsonl": folder / "records.jsonl"} | {f"snapshots/{name}": folder / name for name in taken} | (extra or {})
+    files = (
+        {"records.jsonl": folder / "records.jsonl"}
+        | {f"snapshots/{name}": folder / name for name in taken}
+        | (extra or {})
+    )
     tracking.finish_trial(run, "completed", "", records[-1]["summary"], artifacts=files)
     return run
 
 
 def told(capsys, *arguments) -> tuple[int, str, str]:
-    code = main([*map(str, arguments)])
+    code = main(["predict", *map(str, arguments)])
     return (code, *capsys.readouterr())
 
 
@@ -82,25 +105,36 @@ def test_on_validation_clips_it_says_what_the_trial_recorded(sweep, capsys) -> N
         confusion[list(WORDS).index(Path(path).parent.name)][list(WORDS).index(word)] += 1
     assert confusion == end["confusion"]
     assert heading.startswith(
-        f"cycles · repeat 1: ensemble of 2 snapshots, {100 * end['summary']['ensemble_accuracy']:.1f} % on validation"
+        "cycles · repeat 1: ensemble of 2 snapshots,"
+        f" {100 * end['summary']['ensemble_accuracy']:.1f} % on validation"
     )
 
 
-@pytest.mark.parametrize("form", ["wav", "packed", "device", "png"])
+@pytest.mark.parametrize("form", ["wav", "packed", "on_device", "png"])
 def test_probabilities_are_those_of_the_trials_own_loader(tone_trial, tmp_path, form: str) -> None:
     """Read by the loader that validates the trial, and read from the files alone: the same numbers."""
-    config = tone_trial(loader={"form": form}, sgdr={"epochs": 2, "cycle_epochs": 1}, features={"kinds": ["log_mel", "mfcc"]})
+    config = tone_trial(
+        loader={"format": form},
+        sgdr={"epochs": 2, "cycle_epochs": 1},
+        features={"kinds": ["log_mel", "mfcc"]},
+    )
     records = trained(config, tmp_path)
-    trial, corpus = Trial(config=config, seed=1, folder=str(tmp_path)), corpora.prepare(config.corpus)
+    trial, corpus = (
+        Trial(config=config, seed=1, folder=str(tmp_path)),
+        corpora.prepare_corpus(config.corpus),
+    )
     loader, _ = make_loader(config, corpus, "validation", 1)
-    theirs = heard(make_learner(trial, corpus, "cpu"), tmp_path, 2, loader).mean()
+    theirs = build_ensemble(make_learner(trial, corpus, "cpu"), tmp_path, 2, loader).mean()
     setup = json.loads(json.dumps(records[0]))
-    ours = predict(setup, tmp_path, [read(path, config).waveform for path in validation_clips(config)])
+    ours = predict(
+        setup, tmp_path, [read_wav(path, config).waveform for path in validation_clips(config)]
+    )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_any_wav_is_told_and_what_was_heard_of_it(sweep, tmp_path, capsys) -> None:
-    """The same second of a tone at another rate and depth, in stereo, amid silence, and for a third of a second only."""
+    """The same second of a tone at another rate and depth, in stereo, amid silence, and for a third
+    of a second only."""
     tracking, *_ = sweep
     tone = 0.3 * np.sin(2 * np.pi * WORDS["high"] * np.arange(48_000) / 48_000)
     files = {
@@ -111,12 +145,21 @@ def test_any_wav_is_told_and_what_was_heard_of_it(sweep, tmp_path, capsys) -> No
     }
     for name, (wave, rate, depth) in files.items():
         soundfile.write(tmp_path / name, wave, rate, subtype=depth)
-    code, out, err = told(capsys, "tones", *(tmp_path / name for name in files), "--uri", tracking.uri, "--top", 2)
+    code, out, err = told(
+        capsys, "tones", *(tmp_path / name for name in files), "--uri", tracking.uri, "--top", 2
+    )
     rows = {Path(line.split()[0]).name: line.split() for line in out.splitlines()[4:]}
     assert (code, err) == (0, "")
     assert [rows[name][1] for name in ("stereo.wav", "long.wav")] == ["high", "high"]
-    assert [" ".join(rows[name][5:]) for name in files] == ["", "0.50 to 1.50 of 2.00 s", "0.33 s, padded to 1.00", ""]
-    assert all(float(row[2]) + float(row[4]) == pytest.approx(100, abs=0.11) for row in rows.values())
+    assert [" ".join(rows[name][5:]) for name in files] == [
+        "",
+        "0.50 to 1.50 of 2.00 s",
+        "0.33 s, padded to 1.00",
+        "",
+    ]
+    assert all(
+        float(row[2]) + float(row[4]) == pytest.approx(100, abs=0.11) for row in rows.values()
+    )
 
 
 def test_what_is_no_clip_is_named_and_the_others_are_told(sweep, tmp_path, capsys) -> None:
@@ -126,7 +169,10 @@ def test_what_is_no_clip_is_named_and_the_others_are_told(sweep, tmp_path, capsy
     soundfile.write(tmp_path / "hollow.wav", np.zeros(0), RATE)
     soundfile.write(tmp_path / "nan.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
     (tmp_path / "clip.raw").write_bytes(bytes(4_000))
-    bad = [tmp_path / name for name in ("song.wav", "empty.wav", "hollow.wav", "nan.wav", "gone.wav", "clip.raw")]
+    bad = [
+        tmp_path / name
+        for name in ("song.wav", "empty.wav", "hollow.wav", "nan.wav", "gone.wav", "clip.raw")
+    ]
     code, out, err = told(capsys, "tones", *bad, validation_clips(config)[0], "--uri", tracking.uri)
     said = [line.split(": ", 1) for line in err.splitlines()]
     assert code == 2
@@ -144,20 +190,33 @@ def test_what_is_no_clip_is_named_and_the_others_are_told(sweep, tmp_path, capsy
     assert told(capsys, "tones", bad[0], "--uri", tracking.uri)[:2] == (2, "")
 
 
-def test_a_sweep_that_can_not_tell_says_how_to_mend_it(sweep, tmp_path, capsys, empty_database) -> None:
+def test_a_sweep_that_can_not_tell_says_how_to_mend_it(
+    sweep, tmp_path, capsys, empty_database
+) -> None:
     tracking, config, records = sweep
     other, clip = tracking_in(tmp_path, empty_database), validation_clips(config)[0]
     folder = Path(tracking.uri.removeprefix("sqlite:///")).parent
-    paced = other.start_sweep("paced", "", [{"key": "a"}], "")
-    add_trial(other, paced, folder, "a", [{"kind": "setup"}, {"kind": "end", "summary": {"epoch_s": 1.0}}])
-    add_trial(other, other.start_sweep("bare", "", [{"key": "a"}], ""), folder, "a", records, keep=1)
+    simulated = other.start_sweep("simulated", "", [{"trial_id": "a"}], "")
+    add_trial(
+        other,
+        simulated,
+        folder,
+        "a",
+        [{"kind": "setup"}, {"kind": "end", "summary": {"epoch_s": 1.0}}],
+    )
+    add_trial(
+        other, other.start_sweep("bare", "", [{"trial_id": "a"}], ""), folder, "a", records, keep=1
+    )
     old = [{name: value for name, value in records[0].items() if name != "config"}, *records[1:]]
-    add_trial(other, other.start_sweep("old", "", [{"key": "a"}], ""), folder, "a", old)
+    add_trial(other, other.start_sweep("old", "", [{"trial_id": "a"}], ""), folder, "a", old)
     mends = {
-        "paced": "no trial of this sweep has learned anything yet, so there is no ensemble.*device: auto",
-        "bare": r"cycles · repeat 1 keeps 1 of its 2 snapshots\. .*under another name with snapshots: {keep: best}",
-        "old": "was recorded before runs kept what a prediction takes.*under another name",
-        "pased": "no sweep 'pased'.*Did you mean paced",
+        "simulated": "no trial.*device: auto",
+        "bare": (
+            r"cycles · repeat 1 .*1 of its 2 snapshots\. .*under another name with snapshots:"
+            r" {keep: best}"
+        ),
+        "old": "older version.*under another name",
+        "simulatd": "no sweep 'simulatd'.*Did you mean simulated",
     }
     for name, mend in mends.items():
         code, out, err = told(capsys, name, clip, "--uri", other.uri)
@@ -191,15 +250,18 @@ def test_a_snapshot_that_is_not_the_trials_is_refused_and_runs_no_code(
         torch.save(model, work / name)
         if planted == "cut":
             (work / name).write_bytes((work / name).read_bytes()[:-20])
-    add_trial(other, other.start_sweep("tones", "", [{"key": "a"}], ""), work, "a", records)
+    add_trial(other, other.start_sweep("tones", "", [{"trial_id": "a"}], ""), work, "a", records)
     code, out, err = told(capsys, "tones", validation_clips(config)[0], "--uri", other.uri)
     assert (code, out) == (2, "")
     assert "the snapshots of cycles · repeat 1 can't be used" in err
     assert not (tmp_path / "trapped").exists()
 
 
-@pytest.mark.parametrize("arguments", [["tones"], ["tones", "a.wav", "--top", "0"], ["tones", "a.wav", "--uri", "mlruns"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["tones"], ["tones", "a.wav", "--top", "0"], ["tones", "a.wav", "--uri", "mlruns"]],
+)
 def test_wrong_arguments_leave_with_2(arguments, capsys) -> None:
     with pytest.raises(SystemExit) as left:
-        main(arguments)
+        main(["predict", *arguments])
     assert left.value.code == 2

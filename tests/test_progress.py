@@ -17,7 +17,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sweeps.progress import Lines, LiveTable, Remaining, Running, shown
+from sweeps.execution.progress import Lines, LiveTable, open_view
+from sweeps.execution.remaining_time import RemainingTime, RunningTrial
+from sweeps.execution.trial_result import EpochEnd, TrialResult
+from sweeps.trial_states import Outcome
 from tests.trees import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -25,51 +28,63 @@ ROOT = Path(__file__).parent.parent
 
 def trial(key: str, block: str = "workers", epochs: int = 4, **swept: object) -> SimpleNamespace:
     swept = {f"loader.{name}": value for name, value in swept.items()} or {"loader.num_workers": 4}
-    return SimpleNamespace(key=key, block=block, repeat=1, swept=swept, config=SimpleNamespace(sgdr=SimpleNamespace(epochs=epochs)))
+    return SimpleNamespace(
+        trial_id=key,
+        block=block,
+        repeat=1,
+        swept=swept,
+        config=SimpleNamespace(sgdr=SimpleNamespace(epochs=epochs)),
+    )
 
 
-COMPLETED = {"outcome": "completed", "evidence": "", "summary": {"epoch_s": 1.5}}
-CRASHED = {"outcome": "crashed", "evidence": "KeyError: 'planted'", "summary": {}}
+COMPLETED = TrialResult(Outcome.COMPLETED, "", {"epoch_s": 1.5}, "records.jsonl", {})
+CRASHED = TrialResult(Outcome.CRASHED, "KeyError: 'planted'", {}, "stderr.log", {})
 
 
 def test_what_is_left_is_the_forecast_times_what_trials_took_of_theirs() -> None:
-    remaining = Remaining({"a": 10.0, "b": 20.0, "c": 30.0, "d": None, "e": None})
+    remaining = RemainingTime({"a": 10.0, "b": 20.0, "c": 30.0, "d": None, "e": None})
     waiting = [trial("b"), trial("c"), trial("d", block="cycles")]
-    assert remaining.left_s(waiting, [], 0) == (50, 1)
+    assert remaining.remaining_s(waiting, [], 0) == (50, 1)
     remaining.took_s["a"] = ("workers", 12.0)
     assert remaining.factor == pytest.approx(1.2)
-    assert remaining.left_s(waiting, [], 0) == (pytest.approx(60), 1)
+    assert remaining.remaining_s(waiting, [], 0) == (pytest.approx(60), 1)
     remaining.took_s["e"] = ("cycles", 7.0)
-    assert remaining.left_s(waiting, [], 0) == (pytest.approx(67), 0), "a trial of its block tells what no forecast does"
+    assert remaining.remaining_s(waiting, [], 0) == (
+        pytest.approx(67),
+        0,
+    ), "a trial of its block tells what no forecast does"
 
 
 def test_epochs_that_are_told_again_took_no_time() -> None:
     now = 100.0
-    table = LiveTable("s", Remaining({}), Console(), clock=lambda: now)
+    table = LiveTable("s", RemainingTime({}), Console(), clock=lambda: now)
     spec = trial("a")
     table.begin([spec])
-    table.hear(spec, {"started": True})
+    table.on_start(spec)
     for epoch in (0, 1):
-        table.hear(spec, {"epoch": epoch, "again": True})
+        table.on_epoch(spec, EpochEnd(epoch, True))
     now = 130.0
-    table.hear(spec, {"epoch": 2, "again": False})
-    assert table.running["a"].left_s(None, now) == 30.0 * (spec.config.sgdr.epochs - 3)
+    table.on_epoch(spec, EpochEnd(2, False))
+    assert table.running["a"].remaining_s(None, now) == 30.0 * (spec.config.sgdr.epochs - 3)
     for epoch in range(3, spec.config.sgdr.epochs):
         now += 30.0
-        table.hear(spec, {"epoch": epoch, "again": False})
-    table.ended(spec, {"outcome": "completed", "summary": {}}, "")
+        table.on_epoch(spec, EpochEnd(epoch, False))
+    table.on_trial_end(spec, COMPLETED, "")
     assert table.remaining.took_s["a"][1] == pytest.approx(30.0 * spec.config.sgdr.epochs)
 
 
 def test_a_trial_under_way_is_left_as_long_as_its_epochs_went() -> None:
-    remaining = Remaining({"a": 10.0, "b": 10.0})
-    running = Running(trial("a"), began=100.0)
-    assert remaining.left_s([], [running], 103.0) == (7, 0)
+    remaining = RemainingTime({"a": 10.0, "b": 10.0})
+    running = RunningTrial(trial("a"), began=100.0)
+    assert remaining.remaining_s([], [running], 103.0) == (7, 0)
     running.epochs, running.latest = 2, 108.0  # 4 s each
-    assert remaining.left_s([], [running], 109.0) == (7, 0)
-    assert remaining.left_s([], [running], 130.0) == (0, 0)
-    beside = Running(trial("b"), began=100.0)
-    assert remaining.left_s([], [running, beside], 109.0) == (4, 0), "two at once: 7 and 1 s between them"
+    assert remaining.remaining_s([], [running], 109.0) == (7, 0)
+    assert remaining.remaining_s([], [running], 130.0) == (0, 0)
+    beside = RunningTrial(trial("b"), began=100.0)
+    assert remaining.remaining_s([], [running, beside], 109.0) == (
+        4,
+        0,
+    ), "two at once: 7 and 1 s between them"
 
 
 class Terminal:
@@ -77,8 +92,20 @@ class Terminal:
 
     def __init__(self, trials: list, width: int, height: int = 40) -> None:
         self.out, self.now = io.StringIO(), 0.0
-        console = Console(file=self.out, force_terminal=True, color_system=None, width=width, height=height, highlight=False)
-        self.view = LiveTable("planted", Remaining({each.key: 10.0 for each in trials}), console, lambda: self.now)
+        console = Console(
+            file=self.out,
+            force_terminal=True,
+            color_system=None,
+            width=width,
+            height=height,
+            highlight=False,
+        )
+        self.view = LiveTable(
+            "planted",
+            RemainingTime({each.trial_id: 10.0 for each in trials}),
+            console,
+            lambda: self.now,
+        )
         self.view.begin(trials)
 
     def drawn(self) -> list[str]:
@@ -90,76 +117,106 @@ class Terminal:
 def test_ended_and_running_trials_are_rows_of_one_table() -> None:
     trials = [trial(f"k{n}", num_workers=n, shm_size=64 << 20) for n in range(4)]
     terminal = Terminal(trials, 80)
-    terminal.view.hear(trials[0], {"started": True})
+    terminal.view.on_start(trials[0])
     terminal.now = 12.0
-    terminal.view.ended(trials[0], COMPLETED, "1/4 it ended")
-    terminal.view.hear(trials[1], {"started": True})
+    terminal.view.on_trial_end(trials[0], COMPLETED, "1/4 it ended")
+    terminal.view.on_start(trials[1])
     terminal.now = 17.0
-    terminal.view.hear(trials[1], {"epoch": 0, "time/epoch_s": 5.0})
+    terminal.view.on_epoch(trials[1], EpochEnd(0, False))
     terminal.now = 19.0
     lines = terminal.drawn()
-    assert lines[1] == "planted  1 of 4  ━━━───────────  about 37 s left, 1.20 times the forecast"  # 3 x 5 - 2, and 2 x 12
-    assert [line.split() for line in lines[2:4]] == [["num_", "shm_"], ["block", "workers", "size", "repeat"]]
+    # 3 x 5 - 2, and 2 x 12
+    assert lines[1] == "planted  1 of 4  ━━━───────────  about 37 s left, 1.20 times the forecast"
+    assert [line.split() for line in lines[2:4]] == [
+        ["num_", "shm_"],
+        ["block", "workers", "size", "repeat"],
+    ]
     assert re.split(r"\s{2,}", lines[5].strip()) == ["workers", "0", "64M", "1", "1.50 s an epoch"]
-    assert re.split(r"\s{2,}", lines[6].strip()) == ["workers", "1", "64M", "1", "━━━─────────── 1/4 0:07"]
+    assert re.split(r"\s{2,}", lines[6].strip()) == [
+        "workers",
+        "1",
+        "64M",
+        "1",
+        "━━━─────────── 1/4 0:07",
+    ]
     assert terminal.out.getvalue() == "", "nothing is lost, so nothing is printed above"
 
 
 def test_a_failure_is_printed_above_and_stays() -> None:
     terminal = Terminal([trial("a"), trial("b")], 80)
-    terminal.view.ended(trial("a"), CRASHED, "1/2  workers  crashed: KeyError: 'planted' [not markup]")
-    terminal.view.ended(trial("b"), {"outcome": "shm_exhausted", "evidence": "", "summary": {}}, "an overflow is a result")
+    terminal.view.on_trial_end(
+        trial("a"), CRASHED, "1/2  workers  crashed: KeyError: 'planted' [not markup]"
+    )
+    terminal.view.on_trial_end(
+        trial("b"),
+        CRASHED._replace(outcome=Outcome.SHM_EXHAUSTED),
+        "an overflow is a result",
+    )
     assert terminal.out.getvalue() == "1/2  workers  crashed: KeyError: 'planted' [not markup]\n"
     assert [line.split()[-1] for line in terminal.drawn()[5:]] == ["crashed", "shm_exhausted"]
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 12), (80, 24), (120, 50)])
 def test_a_thousand_trials_of_many_swept_keys_fit_the_terminal(width: int, height: int) -> None:
-    keys = ("num_workers", "shm_size", "prefetch_factor", "batch_size", "start_method", "persistent_workers", "form")
+    keys = (
+        "num_workers",
+        "shm_size",
+        "prefetch_factor",
+        "batch_size",
+        "start_method",
+        "persistent_workers",
+        "format",
+    )
     trials = [trial(f"k{n}", **dict.fromkeys(keys, n)) for n in range(1000)]
     terminal = Terminal(trials, width, height)
     for each in trials[:600]:
-        terminal.view.ended(each, COMPLETED, "")
+        terminal.view.on_trial_end(each, COMPLETED, "")
     for each in trials[600:602]:
-        terminal.view.hear(each, {"started": True})
+        terminal.view.on_start(each)
     lines = terminal.drawn()
     assert len(lines) < height
     assert max(map(len, lines)) <= width
     assert "600 of 1000" in lines[1]
-    assert [line.endswith("0/4 0:00") for line in lines[-3:]] == [False, True, True], "those that run come last, and are all there"
-    assert ("…" in lines[-1]) == (width < 120), "where columns have no room, their values stand in one and are cut"
+    assert [line.endswith("0/4 0:00") for line in lines[-3:]] == [
+        False,
+        True,
+        True,
+    ], "those that run come last, and are all there"
+    assert ("…" in lines[-1]) == (width < 120), (
+        "where columns have no room, their values stand in one and are cut"
+    )
 
 
 def test_a_second_round_takes_its_trials_back_into_the_table() -> None:
     terminal = Terminal([trial("a"), trial("b")], 80)
     for each in (trial("a"), trial("b")):
-        terminal.view.ended(each, COMPLETED, "")
+        terminal.view.on_trial_end(each, COMPLETED, "")
     terminal.view.begin([trial("b")])
     assert "1 of 2" in terminal.drawn()[1]
 
 
 def test_where_there_is_no_terminal_lines_are_said(monkeypatch) -> None:
     said: list[str] = []
-    with shown("planted", {}, said.append) as view:
+    with open_view("planted", {}, said.append) as view:
         assert isinstance(view, Lines)
-        view.hear(trial("a"), {"started": True})
-        view.ended(trial("a"), COMPLETED, "1/1  it ended")
-        view.say("a line")
+        view.on_start(trial("a"))
+        view.on_trial_end(trial("a"), COMPLETED, "1/1  it ended")
+        view.log("a line")
     assert said == ["1/1  it ended", "a line"]
 
 
 IN_A_TERMINAL = """
 import sys, time
 from tests.test_progress import COMPLETED, CRASHED, trial
-from sweeps.progress import shown
+from sweeps.execution.progress import open_view
 trials = [trial(f"k{n}", num_workers=n) for n in range(3)]
 try:
-    with shown("planted", {}, print) as view:
+    with open_view("planted", {}, print) as view:
         view.begin(trials)
-        view.hear(trials[0], {"started": True})
-        view.ended(trials[0], CRASHED, "1/3  it crashed")
-        view.hear(trials[1], {"started": True})
-        view.say("a line of the launch")
+        view.on_start(trials[0])
+        view.on_trial_end(trials[0], CRASHED, "1/3  it crashed")
+        view.on_start(trials[1])
+        view.log("a line of the launch")
         print("under way", file=sys.stderr, flush=True)
         time.sleep(float(sys.argv[1]))
 except KeyboardInterrupt:
@@ -168,7 +225,9 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_a_real_terminal_has_its_cursor_back_and_keeps_what_was_said(interrupted: bool, tmp_path) -> None:
+def test_a_real_terminal_has_its_cursor_back_and_keeps_what_was_said(
+    interrupted: bool, tmp_path
+) -> None:
     main, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
     command = [sys.executable, "-c", IN_A_TERMINAL, "60" if interrupted else "0"]
@@ -186,7 +245,9 @@ def test_a_real_terminal_has_its_cursor_back_and_keeps_what_was_said(interrupted
     os.close(main)
     assert process.wait(60) == 0
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
-    assert text.rindex("\x1b[?25h") > text.rindex("0/4"), "the cursor is shown again after the last drawing"
+    assert text.rindex("\x1b[?25h") > text.rindex("0/4"), (
+        "the cursor is shown again after the last drawing"
+    )
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert "1/3  it crashed" in plain
     assert "a line of the launch" in plain

@@ -3,19 +3,35 @@
 import json
 from types import SimpleNamespace
 
-from sweeps.config import load
-from sweeps.preflight import Node
-from sweeps.provenance import devices, differences, here, software
+from sweeps.config.sweep_file import load
+from sweeps.host.node import Node
+from sweeps.tracking.provenance import available_devices, current_environment, differences, software
 
-NOW = {"commit": ("c2",), "torch": ("2.14.1",), "CPU": ("EPYC",), "cores": ("2",), "GPU": ("H100", "H200")}
-SAME = {"git_commit": "c2", "versions": json.dumps({"torch": "2.14.1"}), "cpu_name": "EPYC", "cores": "2"}
+NOW = {
+    "commit": ("c2",),
+    "torch": ("2.14.1",),
+    "CPU": ("EPYC",),
+    "cores": ("2",),
+    "GPU": ("H100", "H200"),
+}
+SAME = {
+    "git_commit": "c2",
+    "versions": json.dumps({"torch": "2.14.1"}),
+    "cpu_name": "EPYC",
+    "cores": "2",
+}
 
 
-def run(key: str, *, status: str = "FINISHED", outcome: str = "completed", **tags: str) -> SimpleNamespace:
-    return SimpleNamespace(info=SimpleNamespace(status=status), data=SimpleNamespace(tags={"key": key, "outcome": outcome} | SAME | tags))
+def run(
+    key: str, *, status: str = "FINISHED", outcome: str = "completed", **tags: str
+) -> SimpleNamespace:
+    return SimpleNamespace(
+        info=SimpleNamespace(status=status),
+        data=SimpleNamespace(tags={"trial_id": key, "outcome": outcome} | SAME | tags),
+    )
 
 
-PLANNED = [SimpleNamespace(key=key) for key in "abcd"]
+PLANNED = [SimpleNamespace(trial_id=key) for key in "abcd"]
 
 
 def test_each_difference_is_a_line_with_how_many_have_it() -> None:
@@ -26,12 +42,12 @@ def test_each_difference_is_a_line_with_how_many_have_it() -> None:
         run("d", device="cuda", device_name="H200"),
     ]
     assert differences(runs, PLANNED, NOW, {}) == [
-        "warning: 2 of 4 settled trials had commit c1, now it is c2",
-        "warning: 1 of 4 settled trials had commit c0, now it is c2",
-        "warning: 1 of 4 settled trials had torch 2.13.0, now it is 2.14.1",
-        "warning: 1 of 4 settled trials had CPU Xeon, now it is EPYC",
-        "warning: 1 of 4 settled trials had cores 4, now it is 2",
-        "warning: 1 of 4 settled trials had GPU T4, now it is H100 or H200",
+        "warning: 2 of 4 settled trials ran with commit c1; it is now c2",
+        "warning: 1 of 4 settled trials ran with commit c0; it is now c2",
+        "warning: 1 of 4 settled trials ran with torch 2.13.0; it is now 2.14.1",
+        "warning: 1 of 4 settled trials ran with CPU Xeon; it is now EPYC",
+        "warning: 1 of 4 settled trials ran with cores 4; it is now 2",
+        "warning: 1 of 4 settled trials ran with GPU T4; it is now H100 or H200",
     ]
 
 
@@ -48,33 +64,48 @@ def test_only_the_attempt_that_counts_of_a_settled_trial_of_the_plan_is_looked_a
 
 
 def test_a_trial_that_could_not_say_where_it_ran_differs_in_nothing_of_that() -> None:
-    bare = SimpleNamespace(info=SimpleNamespace(status="FINISHED"), data=SimpleNamespace(tags={"key": "a", "outcome": "completed"}))
+    bare = SimpleNamespace(
+        info=SimpleNamespace(status="FINISHED"),
+        data=SimpleNamespace(tags={"trial_id": "a", "outcome": "completed"}),
+    )
     assert differences([bare], PLANNED, NOW, {}) == []
 
 
 def test_what_there_is_now_follows_the_file_and_the_node(tmp_path) -> None:
-    (tmp_path / "sweep.yaml").write_text("name: x\nparameters: {corpus: {name: synthetic, words: [yes, no]}}\nresources: {cpus: 1}\n")
-    now = here(load(tmp_path / "sweep.yaml"), [Node(("H100", "H100"), (0, 1))])
-    assert (now["cores"], now["GPU"]) == (("1",), ("H100",)), "a trial is pinned to the cores it asks for"
+    (tmp_path / "sweep.yaml").write_text(
+        "name: x\nparameters: {corpus: {name: synthetic, words: [yes, no]}}\nresources: {cpus: 1}\n"
+    )
+    now = current_environment(load(tmp_path / "sweep.yaml"), [Node(("H100", "H100"), (0, 1))])
+    assert (now["cores"], now["GPU"]) == (
+        ("1",),
+        ("H100",),
+    ), "a trial is pinned to the cores it asks for"
     assert now["torch"] == (software()["versions"]["torch"],)
 
 
-def planned(key: str, *first_of: str) -> SimpleNamespace:
-    return SimpleNamespace(key=key, config=SimpleNamespace(device=SimpleNamespace(first_of=first_of)))
+def planned(key: str, *prefer: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        trial_id=key, config=SimpleNamespace(device=SimpleNamespace(prefer=prefer))
+    )
 
 
 def test_a_gpu_that_came_or_went_is_told_by_the_device_that_each_trial_gets() -> None:
-    trials = [planned("a", "cuda", "paced"), planned("b", "cuda", "paced"), planned("c", "cpu"), planned("d", "cuda")]
+    trials = [
+        planned("a", "cuda", "simulated"),
+        planned("b", "cuda", "simulated"),
+        planned("c", "cpu"),
+        planned("d", "cuda"),
+    ]
     without, with_gpu = Node((), (0, 1), "EPYC"), Node(("T4",), (0, 1), "EPYC")
-    paced = [run(key, device="paced") for key in "ab"] + [run("c", device="cpu")]
+    simulated = [run(key, device="simulated") for key in "ab"] + [run("c", device="cpu")]
     on_gpu = [run(key, device="cuda", device_name="T4") for key in "abd"] + [run("c", device="cpu")]
     now = {"CPU": ("EPYC",)}
-    assert differences(paced, trials, now, devices(trials, [without])) == []
-    assert differences(paced, trials, now, devices(trials, [with_gpu])) == [
-        "warning: 2 of 3 settled trials had device paced, now it is cuda"
+    assert differences(simulated, trials, now, available_devices(trials, [without])) == []
+    assert differences(simulated, trials, now, available_devices(trials, [with_gpu])) == [
+        "warning: 2 of 3 settled trials ran with device simulated; it is now cuda"
     ]
-    assert differences(on_gpu, trials, now, devices(trials, [without])) == [
-        "warning: 2 of 4 settled trials had device cuda, now it is paced"
+    assert differences(on_gpu, trials, now, available_devices(trials, [without])) == [
+        "warning: 2 of 4 settled trials ran with device cuda; it is now simulated"
     ], "one that needs a GPU gets none here: there is nothing to hold against"
-    assert differences(on_gpu, trials, now, devices(trials, [with_gpu, without])) == []
+    assert differences(on_gpu, trials, now, available_devices(trials, [with_gpu, without])) == []
     assert differences(on_gpu, trials, now, {}) == [], "not known"

@@ -1,4 +1,5 @@
-"""Every way in which a trial can end badly, provoked for real in a process tree of its own, and what it is called."""
+"""Every way in which a trial can end badly, provoked for real in a process tree of its own, and
+what it is called."""
 
 import re
 import time
@@ -7,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import cgroup
-from sweeps.isolation import Task, Template
+from sweeps.sandbox import cgroup
+from sweeps.sandbox.isolation import ForkServer, Task
 from tests.trees import ROOT, can_isolate, finish, trees, wait_until
 
 pytestmark = pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
@@ -19,7 +20,7 @@ GROUP_BYTES = 1536 * MIB
 
 @pytest.fixture(scope="module")
 def template():
-    made = Template(ROOT, tasks="tests.provoked")
+    made = ForkServer(ROOT, tasks="tests.provoked")
     yield made
     made.close()
 
@@ -33,12 +34,32 @@ def loop(shm_mib: float, **arguments) -> Task:
     [
         (loop(8), True, "completed", "schedule ran to its end"),
         (loop(8, batch_mib=9), False, "shm_exhausted", "unable to allocate shared memory"),
-        (loop(8, batch_mib=3, num_workers=4), False, "shm_exhausted", "unable to allocate shared memory"),
-        (loop(8, accident="share", num_workers=1), False, "shm_exhausted", "unable to allocate shared memory"),
-        (Task("accident", {"accident": "share"}, shm_bytes=8 * MIB), False, "shm_exhausted", "unable to allocate shared memory"),
+        (
+            loop(8, batch_mib=3, num_workers=4),
+            False,
+            "shm_exhausted",
+            "unable to allocate shared memory",
+        ),
+        (
+            loop(8, accident="share", num_workers=1),
+            False,
+            "shm_exhausted",
+            "unable to allocate shared memory",
+        ),
+        (
+            Task("accident", {"accident": "share"}, shm_bytes=8 * MIB),
+            False,
+            "shm_exhausted",
+            "unable to allocate shared memory",
+        ),
         (loop(8, accident="fill_shm"), True, "shm_exhausted", "Bus error"),
-        (Task("accident", {"accident": "fill_shm"}, shm_bytes=8 * MIB), True, "shm_exhausted", "signal 7"),
-        (loop(64, accident="sigbus"), True, "crashed", "though there was room"),
+        (
+            Task("accident", {"accident": "fill_shm"}, shm_bytes=8 * MIB),
+            True,
+            "shm_exhausted",
+            "signal 7",
+        ),
+        (loop(64, accident="sigbus"), True, "crashed", "had room"),
         (loop(64, accident="sigkill"), True, "crashed", "killed by signal: Killed"),
         (loop(64, accident="segfault"), True, "crashed", "killed by signal: Segmentation fault"),
         (loop(64, accident="exit"), True, "crashed", "exited unexpectedly"),
@@ -50,12 +71,16 @@ def loop(shm_mib: float, **arguments) -> Task:
         (Task("accident", {"accident": "exit"}), True, "crashed", "status 3"),
         (Task("accident", {"accident": "memory_error"}), True, "oom", "MemoryError"),
     ],
-    ids=lambda value: str(value.arguments | {"shm": value.shm_bytes}) if isinstance(value, Task) else None,
+    ids=lambda value: (
+        str(value.arguments | {"shm": value.shm_bytes}) if isinstance(value, Task) else None
+    ),
 )
-def test_an_accident_has_its_name(template, tmp_path, task: Task, sure_to_fit: bool, outcome: str, evidence: str) -> None:
+def test_an_accident_has_its_name(
+    template, tmp_path, task: Task, sure_to_fit: bool, outcome: str, evidence: str
+) -> None:
     began = time.monotonic()
     *_, found = finish(template, replace(task, sure_to_fit=sure_to_fit), tmp_path, timeout_s=60)
-    assert found.name == outcome, found
+    assert found.outcome == outcome, found
     assert evidence in found.evidence
     assert time.monotonic() - began < 12
     assert wait_until(lambda: not trees(template), seconds=1)
@@ -66,21 +91,33 @@ def test_an_accident_has_its_name(template, tmp_path, task: Task, sure_to_fit: b
     [(4, {"batch_mib": 5.0}), (14, {"batch_mib": 4.0, "num_workers": 4, "step_s": 0.2})],
     ids=["empty", "nearly full"],
 )
-def test_the_silent_hang_is_found_within_fifteen_seconds(template, tmp_path, shm_mib: int, arguments: dict) -> None:
-    """A custom collate function: the batch is lost in the feeder thread, and the loop waits for ever."""
+def test_the_silent_hang_is_found_within_fifteen_seconds(
+    template, tmp_path, shm_mib: int, arguments: dict
+) -> None:
+    """A custom collate function: the batch is lost in the feeder thread, and the loop waits for
+    ever."""
     began = time.monotonic()
-    *_, outcome = finish(template, loop(shm_mib, custom_collate=True, **arguments), tmp_path, timeout_s=60)
-    assert outcome.name == "shm_exhausted"
-    assert re.search(r"no batch for \d+ s after a worker said: unable to allocate shared memory", outcome.evidence)
+    *_, outcome = finish(
+        template, loop(shm_mib, custom_collate=True, **arguments), tmp_path, timeout_s=60
+    )
+    assert outcome.outcome == "shm_exhausted"
+    assert re.search(
+        r"no batch for \d+ s after a worker reported: unable to allocate shared memory",
+        outcome.evidence,
+    )
     assert time.monotonic() - began < 15
     assert wait_until(lambda: not trees(template), seconds=1)
 
 
-def test_a_hang_whose_workers_lost_their_stderr_is_found_by_the_room_that_is_left(template, tmp_path) -> None:
+def test_a_hang_whose_workers_lost_their_stderr_is_found_by_the_room_that_is_left(
+    template, tmp_path
+) -> None:
     began = time.monotonic()
-    *_, outcome = finish(template, loop(4, batch_mib=5.0, custom_collate=True, mute=True), tmp_path, timeout_s=60)
-    assert outcome.name == "shm_exhausted"
-    assert "no room for one batch more" in outcome.evidence
+    *_, outcome = finish(
+        template, loop(4, batch_mib=5.0, custom_collate=True, mute=True), tmp_path, timeout_s=60
+    )
+    assert outcome.outcome == "shm_exhausted"
+    assert "no room" in outcome.evidence
     assert time.monotonic() - began < 15
 
 
@@ -89,14 +126,22 @@ def test_a_hang_whose_workers_lost_their_stderr_is_found_by_the_room_that_is_lef
     [
         pytest.param(64, "nap", False, id="asleep on a roomy shm", marks=pytest.mark.slow),
         pytest.param(3.5, "work", False, id="at work on a tight one"),
-        pytest.param(3.5, "nap", True, id="asleep on a tight one that is sure to fit", marks=pytest.mark.slow),
+        pytest.param(
+            3.5, "nap", True, id="asleep on a tight one that is sure to fit", marks=pytest.mark.slow
+        ),
     ],
 )
-def test_a_slow_loader_is_waited_for(template, tmp_path, shm_mib: float, accident: str, sure_to_fit: bool) -> None:
-    """With one worker and no more than two batches under way, three of 1 MiB are all there can be, and the queues' 11 pages."""
-    task = replace(loop(shm_mib, accident=accident, num_workers=1, prefetch_factor=1, batches=4), sure_to_fit=sure_to_fit)
+def test_a_slow_loader_is_waited_for(
+    template, tmp_path, shm_mib: float, accident: str, sure_to_fit: bool
+) -> None:
+    """With one worker and no more than two batches under way, three of 1 MiB are all there can be,
+    and the queues' 11 pages."""
+    task = replace(
+        loop(shm_mib, accident=accident, num_workers=1, prefetch_factor=1, batches=4),
+        sure_to_fit=sure_to_fit,
+    )
     *_, outcome = finish(template, task, tmp_path, timeout_s=60)
-    assert outcome.name == "completed", outcome
+    assert outcome.outcome == "completed", outcome
 
 
 def test_a_trial_killed_in_the_middle_of_a_record_is_filed_all_the_same(template, tmp_path) -> None:
@@ -107,13 +152,19 @@ def test_a_trial_killed_in_the_middle_of_a_record_is_filed_all_the_same(template
 
 def test_a_trial_that_ignores_sigterm_ends_at_its_timeout(template, tmp_path) -> None:
     began = time.monotonic()
-    *_, outcome = finish(template, loop(64, step_s=60.0, ignore_sigterm=True), tmp_path, timeout_s=2)
-    assert outcome.name == "timeout"
+    *_, outcome = finish(
+        template, loop(64, step_s=60.0, ignore_sigterm=True), tmp_path, timeout_s=2
+    )
+    assert outcome.outcome == "timeout"
     assert time.monotonic() - began < 4
     assert wait_until(lambda: not trees(template), seconds=1), "it is gone when its end is told"
 
 
-MEMORY_GROUPS = Path("/sys/fs/cgroup/memory") if Path("/sys/fs/cgroup/memory").is_dir() else Path("/sys/fs/cgroup")
+MEMORY_GROUPS = (
+    Path("/sys/fs/cgroup/memory")
+    if Path("/sys/fs/cgroup/memory").is_dir()
+    else Path("/sys/fs/cgroup")
+)
 
 
 @pytest.fixture
@@ -122,7 +173,9 @@ def small_group():
     folder = MEMORY_GROUPS / f"sweep-test-{time.time_ns()}"
     try:
         folder.mkdir()
-        limit = folder / ("memory.limit_in_bytes" if (folder / "memory.limit_in_bytes").exists() else "memory.max")
+        limit = folder / (
+            "memory.limit_in_bytes" if (folder / "memory.limit_in_bytes").exists() else "memory.max"
+        )
         limit.write_text(str(GROUP_BYTES))
     except OSError as error:
         if folder.is_dir():
@@ -135,14 +188,21 @@ def small_group():
 
 @pytest.mark.parametrize(
     ("arguments", "outcome"),
-    [({"batch_mib": 60.0, "batches": 24, "prefetch_factor": 20, "step_s": 2.0}, "shm_exhausted"), ({"accident": "hoard"}, "oom")],
+    [
+        ({"batch_mib": 60.0, "batches": 24, "prefetch_factor": 20, "step_s": 2.0}, "shm_exhausted"),
+        ({"accident": "hoard"}, "oom"),
+    ],
 )
-def test_the_oom_killer_struck_for_shm_or_for_memory(small_group, tmp_path, arguments: dict, outcome: str) -> None:
-    held = Template(ROOT, tasks="tests.provoked")
+def test_the_oom_killer_struck_for_shm_or_for_memory(
+    small_group, tmp_path, arguments: dict, outcome: str
+) -> None:
+    held = ForkServer(ROOT, tasks="tests.provoked")
     (small_group / "cgroup.procs").write_text(str(held._process.pid))
     try:
-        records, found = finish(held, loop(4096, num_workers=1, **arguments), tmp_path, timeout_s=60)
-        assert found.name == outcome, found
+        records, found = finish(
+            held, loop(4096, num_workers=1, **arguments), tmp_path, timeout_s=60
+        )
+        assert found.outcome == outcome, found
         assert records[-1]["memory_limit_bytes"] == GROUP_BYTES
         assert records[-1]["oom_kills"] > 0
         assert cgroup.memory_limit() > GROUP_BYTES, "the test itself is outside"

@@ -1,10 +1,19 @@
-"""What the repeatability benchmark counts, against planted sweeps; the sweeps themselves it launches as test_launch.py does."""
+"""What the repeatability benchmark counts, against planted sweeps; the sweeps themselves it
+launches as test_launch.py does."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tests.benchmarks.repeatability import FEWEST_PAIRS, by_chance, choices, compare, false_share, name_against_name, told
+from tests.benchmarks.repeatability import (
+    FEWEST_PAIRS,
+    by_chance,
+    choices,
+    compare,
+    false_share,
+    name_against_name,
+    told,
+)
 from tests.simulated import simulated_sweep
 
 
@@ -14,36 +23,59 @@ def sweep(seconds, seed=1, repeats=3, tables=1):
 
 def test_cells_of_two_sweeps_stand_side_by_side_and_are_flagged_beyond_a_twentieth():
     second = sweep({0: 2.0, 2: 1.1, 4: 1.0}, seed=2)
-    second.loc[second["loader.num_workers"] == 4, ["outcome", "epoch_s"]] = ["shm_exhausted", float("nan")]
+    second.trials.loc[second.trials["loader.num_workers"] == 4, ["outcome", "epoch_s"]] = [
+        "shm_exhausted",
+        float("nan"),
+    ]
     rows = {row["workers"]: row for row in compare(sweep({0: 2.0, 2: 1.0, 4: 1.0}), second)}
-    assert [rows[workers]["flag"] for workers in (0, 2, 4)] == ["", "more than 5 % apart", "only one has a time"]
+    assert [rows[workers]["flag"] for workers in (0, 2, 4)] == [
+        "",
+        "more than 5 % apart",
+        "only one has a time",
+    ]
     assert rows[2]["ratio"] == pytest.approx(1.1, rel=0.01)
-    assert (rows[4]["n"], rows[4]["second s"], rows[4]["second, else"]) == ("3, 0", None, "3 of 3 overflowed")
+    assert (rows[4]["n"], rows[4]["second s"], rows[4]["second, else"]) == (
+        "3, 0",
+        None,
+        "3 of 3 overflowed",
+    )
 
 
 def test_the_same_choice_is_the_same():
-    assert choices(sweep({0: 2.0, 2: 1.0})) == choices(sweep({0: 2.1, 2: 1.2}, seed=2)) == [(2, float("inf"))]
+    assert (
+        choices(sweep({0: 2.0, 2: 1.0}))
+        == choices(sweep({0: 2.1, 2: 1.2}, seed=2))
+        == [(2, float("inf"))]
+    )
     assert choices(sweep({0: 2.0, 2: 1.0}, repeats=2)) == [None]
 
 
 def named(*ratios):
     """A point under two names; true takes `ratios` times as long as false, repeat by repeat."""
-    one = sweep({2: 1.0}, repeats=len(ratios)).assign(**{"loader.pin_memory": False})
+    one = sweep({2: 1.0}, repeats=len(ratios)).trials.assign(**{"loader.pin_memory": False})
     other = one.assign(**{"loader.pin_memory": True, "epoch_s": one["epoch_s"] * np.array(ratios)})
     return pd.concat([one, other], ignore_index=True)
 
 
 def test_a_name_that_matters_is_told_apart_and_one_that_does_not_is_not():
     slower = told(name_against_name(named(1.1, 1.1, 1.1), 2))
-    assert (slower["change"], slower[""], slower["pairs"]) == ("+10.0% (+10.0% to +10.0%)", "FALSELY TOLD APART", 3)
-    assert told(name_against_name(named(1.01, 1 / 1.01, 1.02, 1 / 1.02), 2))[""] == "not told apart"
+    assert (slower["change"], slower[""], slower["pairs"]) == (
+        "+10.0% (+10.0% to +10.0%)",
+        "FALSELY DISTINGUISHED",
+        3,
+    )
+    assert (
+        told(name_against_name(named(1.01, 1 / 1.01, 1.02, 1 / 1.02), 2))[""]
+        == "not distinguishable"
+    )
     assert told(name_against_name(named(1.0, 1.0), 2))["change"] == "not enough data"
 
 
 def test_tables_drawn_from_equals_hold_the_nominal_share_of_false_differences():
     rng = np.random.default_rng(3)
     ratios = rng.normal(0, 0.02, (2, 500))
-    assert false_share(ratios, rng) == pytest.approx(0.05, abs=0.033)  # of 400 comparisons: 3 standard errors
+    # of 400 comparisons: 3 standard errors
+    assert false_share(ratios, rng) == pytest.approx(0.05, abs=0.033)
     assert np.isnan(false_share([ratios[0][: FEWEST_PAIRS - 1]], rng))
 
 

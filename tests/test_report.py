@@ -1,4 +1,5 @@
-"""The report: one file that needs nothing else, with the recommendation first and all that it rests on."""
+"""The report: one file that needs nothing else, with the recommendation first and all that it rests
+on."""
 
 import re
 from html.parser import HTMLParser
@@ -7,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import main
-from analysis.report import report
+from analysis.report import build_report
 from analysis.runs import sweep_runs
-from analysis.tables import FRAMES, of_blocks
-from tests.planted_sweep import PACED, YAML, row
+from analysis.tables import FRAMES, block_tables
+from tests.planted_sweep import SIMULATED, YAML, row
 
 
 @pytest.fixture(scope="module")
 def made(first_look):
-    return report("first-look", first_look.uri)
+    return build_report("first-look", first_look.uri)
 
 
 class Outline(HTMLParser):
@@ -47,7 +48,9 @@ def test_it_needs_neither_network_nor_script(made):
     outline = Outline(made)
     assert outline.open == [], "each tag is closed in its turn"
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in outline.tags}
-    links = [value for _, attrs in outline.tags for key, value in attrs.items() if key in ("src", "href")]
+    links = [
+        value for _, attrs in outline.tags for key, value in attrs.items() if key in ("src", "href")
+    ]
     assert links
     assert all(link.startswith("data:image/png;base64,") for link in links)
     assert "url(" not in made
@@ -59,7 +62,7 @@ def test_it_holds_the_recommendation_first_then_the_tables_the_pictures_and_the_
         "Recommended for block workers: 2 workers with shm 1G", "What bounds an epoch of 2 workers with shm 1G: CPU preparation.",
         "Recommended for block cycles: one long cosine", "Sweep first-look: 30 completed, 6 overflowed", "Block workers",
         "Epoch seconds by num_workers and shm_size", "Where an epoch goes", "Forecast and measured", "Block cycles",
-        "Validation accuracy by SGDR cycle length", "What was disturbed", "Machines and versions", "The file", "Once more",
+        "Validation accuracy by SGDR cycle length", "Disturbed trials", "Machines and versions", "Sweep file", "Rebuild this report",
     ]  # fmt: skip
     text = Outline(made).text
     found = [text.index(each) for each in order]
@@ -74,19 +77,26 @@ def test_it_holds_the_recommendation_first_then_the_tables_the_pictures_and_the_
 
 def test_its_cells_are_those_of_the_tables(made, first_look):
     cells = set(re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", made))
-    markdown = "\n".join(of_blocks(sweep_runs("first-look", first_look.uri), markdown=True))
-    of_tables = {cell.strip() for line in markdown.splitlines() if line.startswith("|") for cell in line.strip("|").split("|")}
+    markdown = "\n".join(block_tables(sweep_runs("first-look", first_look.uri), markdown=True))
+    of_tables = {
+        cell.strip()
+        for line in markdown.splitlines()
+        if line.startswith("|")
+        for cell in line.strip("|").split("|")
+    }
     wanted = {cell for cell in of_tables if re.search(r"\d", cell) and "/s" not in cell}
     assert wanted <= cells
 
 
 def test_what_was_disturbed_and_what_failed_is_told_and_nothing_in_it_is_markup(tracking, plant):
     swept = {"loader.num_workers": 2}
-    parent = tracking.start_sweep("s", "<b>: 1\n", [row("workers", swept, repeat) for repeat in (1, 2)], "")
-    plant(parent, swept, 1, tags=PACED | {"disturbed": "<script> & others"}, epoch_s=1.0)
+    parent = tracking.start_sweep(
+        "s", "<b>: 1\n", [row("workers", swept, repeat) for repeat in (1, 2)], ""
+    )
+    plant(parent, swept, 1, tags=SIMULATED | {"disturbed": "<script> & others"}, epoch_s=1.0)
     failed = plant(parent, swept, 2, "crashed")
     tracking.set_tags(failed, {"evidence": "<img src=x> *boom*"})
-    page = report("s", tracking.uri)
+    page = build_report("s", tracking.uri)
     assert "<script>" not in page
     assert "<img src=x>" not in page
     text = Outline(page).text
@@ -96,48 +106,83 @@ def test_what_was_disturbed_and_what_failed_is_told_and_nothing_in_it_is_markup(
 
 
 def test_evidence_is_quoted_whatever_it_looks_like(tracking, plant):
-    said = ["bad file ![clip](http://evil.example/x.png)", "Dataset.__init__() got **kwargs and <https://evil.example>"]
+    said = [
+        "bad file ![clip](http://evil.example/x.png)",
+        "Dataset.__init__() got **kwargs and <https://evil.example>",
+    ]
     trials = [({"loader.num_workers": 2}, repeat) for repeat in (1, 2)]
-    parent = tracking.start_sweep("first-look", YAML, [row("workers", *trial) for trial in trials], "")
+    parent = tracking.start_sweep(
+        "first-look", YAML, [row("workers", *trial) for trial in trials], ""
+    )
     for trial, evidence in zip(trials, said, strict=True):
-        run = plant(parent, *trial, outcome="crashed", tags=PACED)
+        run = plant(parent, *trial, outcome="crashed", tags=SIMULATED)
         tracking.client.set_tag(run, "evidence", evidence)
-    outline = Outline(report("first-look", tracking.uri))
+    outline = Outline(build_report("first-look", tracking.uri))
     assert not {"img", "a", "strong", "em"} & {tag for tag, _ in outline.tags}
     assert all(evidence in outline.text for evidence in said)
 
 
 def test_one_that_stayed_disturbed_and_one_that_ran_again_quietly_are_told(tracking, plant):
     trials = [({"loader.num_workers": 2}, repeat) for repeat in (1, 2)]
-    parent = tracking.start_sweep("first-look", YAML, [row("workers", *trial) for trial in trials], "")
-    disturbed = PACED | {"disturbed": "a compiler"}
-    for trial, tags in ((trials[0], disturbed), (trials[1], disturbed), (trials[1], PACED)):
+    parent = tracking.start_sweep(
+        "first-look", YAML, [row("workers", *trial) for trial in trials], ""
+    )
+    disturbed = SIMULATED | {"disturbed": "a compiler"}
+    for trial, tags in ((trials[0], disturbed), (trials[1], disturbed), (trials[1], SIMULATED)):
         plant(parent, *trial, tags=tags, epoch_s=1.0)
-    text = Outline(report("first-look", tracking.uri)).text
-    assert "a compiler11" in text, "what disturbed it, disturbed runs, runs"
-    assert "ran again, quietly12" in text
+    text = Outline(build_report("first-look", tracking.uri)).text
+    assert "a compiler11" in text, "cause, disturbed runs, runs"
+    assert "ran again undisturbed12" in text
     assert "nan" not in text
 
 
 def test_a_sweep_before_its_first_trial_has_a_report(tracking):
     tracking.start_sweep("s", "name: s\n", [], "")
-    assert "no trial has run yet" in report("s", tracking.uri)
+    assert "no trial has run yet" in build_report("s", tracking.uri)
 
 
 def test_the_command_writes_report_and_csv(first_look, tmp_path: Path, capsys):
-    main(["first-look", "--uri", first_look.uri, "--csv", str(tmp_path / "csv"), "--where", "block=workers"])
+    main(
+        [
+            "first-look",
+            "--uri",
+            first_look.uri,
+            "--csv",
+            str(tmp_path / "csv"),
+            "--where",
+            "block=workers",
+        ]
+    )
     names = capsys.readouterr().out.split()
-    assert {Path(name).stem for name in names} == set(FRAMES) - {"key_times", "cycle_accuracies", "cycle_recommendations"}
+    assert {Path(name).stem for name in names} == set(FRAMES) - {
+        "key_times",
+        "cycle_accuracies",
+        "cycle_recommendations",
+    }
     header = (tmp_path / "csv/epoch_times.csv").read_text().splitlines()[0]
-    assert header.startswith("sweep,block,varied,surroundings,shm_size,num_workers,trials,n,median_s,min_s,max_s,")
-    main(["first-look", "--uri", first_look.uri, "--out", str(tmp_path / "out"), "--where", "outcome=shm_exhausted"])
+    assert header.startswith(
+        "sweep,block,varied,surroundings,shm_size,num_workers,trials,n,median_s,min_s,max_s,"
+    )
+    main(
+        [
+            "first-look",
+            "--uri",
+            first_look.uri,
+            "--out",
+            str(tmp_path / "out"),
+            "--where",
+            "outcome=shm_exhausted",
+        ]
+    )
     file = Path(capsys.readouterr().out.strip())
     assert (file.name, "6 overflowed" in file.read_text()) == ("report.html", True)
 
 
 def test_the_command_prints_markdown_and_several_sweeps(tracking, plant, capsys):
     for name in ("a", "b"):
-        parent = tracking.start_sweep(name, "", [row("workers", {"loader.num_workers": count}, 1) for count in (0, 2)], "")
+        parent = tracking.start_sweep(
+            name, "", [row("workers", {"loader.num_workers": count}, 1) for count in (0, 2)], ""
+        )
         for count in (0, 2):
             plant(parent, {"loader.num_workers": count}, epoch_s=1.0)
     main(["a", "b", "--uri", tracking.uri, "--markdown"])
@@ -146,4 +191,7 @@ def test_the_command_prints_markdown_and_several_sweeps(tracking, plant, capsys)
     assert "### Epoch seconds by num_workers and shm_size, block workers, sweep=b" in printed
     with pytest.raises(SystemExit) as left:
         main(["a", "--uri", tracking.uri, "--where", "num_workers=9"])
-    assert (left.value.code, capsys.readouterr().err) == (2, "num_workers=9: no such trial; there are 0, 2\n")
+    complaint = capsys.readouterr().err
+    assert left.value.code == 2
+    assert complaint.startswith("num_workers=9: ")
+    assert complaint.endswith(": 0, 2\n")

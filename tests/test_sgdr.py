@@ -2,17 +2,21 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
-from speech.config import Sgdr
-from speech.sgdr import cycle_ended, learning_rate
+from speech.sgdr import cycle_ending_at, learning_rate
+from speech.training_config import Sgdr
 
 
-@pytest.mark.parametrize(("first", "factor", "cycles"), [(7, 1, 4), (5, 2, 4), (3, 3, 4), (1, 1, 3)])
+@pytest.mark.parametrize(
+    ("first", "factor", "cycles"), [(7, 1, 4), (5, 2, 4), (3, 3, 4), (1, 1, 3)]
+)
 def test_learning_rate_is_torchs_at_every_iteration(first: int, factor: int, cycles: int) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     oracle = CosineAnnealingWarmRestarts(optimizer, T_0=first, T_mult=factor, eta_min=0.001)
     lengths = [first * factor**cycle for cycle in range(cycles)]
     for step in range(sum(lengths)):
-        assert learning_rate(step, lengths, 0.1, 0.001) == pytest.approx(oracle.get_last_lr()[0], rel=1e-9)
+        assert learning_rate(step, lengths, 0.1, 0.001) == pytest.approx(
+            oracle.get_last_lr()[0], rel=1e-9
+        )
         optimizer.step()
         oracle.step()
 
@@ -27,7 +31,7 @@ def test_each_cycle_starts_at_the_highest_rate_and_ends_one_step_above_the_lowes
 
 
 def test_a_cycle_ends_on_its_last_iteration_only() -> None:
-    ended = {step: cycle_ended(step, [3, 2, 4]) for step in range(9)}
+    ended = {step: cycle_ending_at(step, [3, 2, 4]) for step in range(9)}
     assert {step: cycle for step, cycle in ended.items() if cycle is not None} == {2: 0, 4: 1, 8: 2}
 
 
@@ -49,6 +53,10 @@ def test_cycles_fill_the_budget(keys: dict, lengths: list[int]) -> None:
     assert Sgdr(**keys).cycles() == lengths
 
 
-def test_cycles_that_do_not_fill_the_budget_are_a_fault_that_names_the_two_nearest_budgets() -> None:
-    with pytest.raises(ValueError, match=r"\[4, 4, 4\] epochs do not fill 10 epochs exactly. Write epochs: 8 or 12"):
+def test_cycles_that_do_not_fill_the_budget_are_a_fault_that_names_the_two_nearest_budgets() -> (
+    None
+):
+    with pytest.raises(
+        ValueError, match=r"\[4, 4, 4\] epochs do not fill 10 epochs exactly. Write epochs: 8 or 12"
+    ):
         Sgdr(epochs=10, cycle_epochs=4)

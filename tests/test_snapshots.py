@@ -1,7 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from speech.snapshots import Ensemble, accuracy, save
+from speech.snapshots import Ensemble, accuracy, save_snapshot
 
 
 def planted() -> Ensemble:
@@ -16,7 +18,8 @@ def planted() -> Ensemble:
 def test_members_alone_and_together() -> None:
     ensemble = planted()
     assert ensemble.accuracies() == [0.75, 0.75, 0.75]
-    assert accuracy(ensemble.mean(), ensemble.labels) == 1.0  # means of the second column: .367 .3 .667 .7
+    # means of the second column: .367 .3 .667 .7
+    assert accuracy(ensemble.mean(), ensemble.labels) == 1.0
 
 
 def test_disagreement_is_the_mean_over_pairs() -> None:
@@ -40,9 +43,38 @@ def test_confusion_counts_true_by_said() -> None:
 
 def test_saved_weights_are_contiguous_float32_and_load_without_code(tmp_path) -> None:
     model = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    path = save(model, tmp_path, 2)
+    path = save_snapshot(model, tmp_path, 2)
     weights = torch.load(path, weights_only=True)
     assert path.name == "snapshot-2.pt"
     assert weights["weight"].is_contiguous()
     assert torch.equal(weights["weight"], model.weight.detach())
-    assert [file.name for file in tmp_path.iterdir()] == ["snapshot-2.pt"], "no partial file is left"
+    assert [file.name for file in tmp_path.iterdir()] == ["snapshot-2.pt"], (
+        "no partial file is left"
+    )
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_snapshot_that_has_diverged_is_no_member_and_spoils_no_figure(
+    at: int, value: float
+) -> None:
+    """Wherever it stands, all figures are those of the others; argmax alone would have it name the
+    first label."""
+    spoilt, sound = planted(), planted()
+    spoilt.members.insert(at, torch.full((4, 2), value))
+    spoilt.members[at][0] = torch.tensor([0.3, 0.7])  # one clip would do
+    assert spoilt.finite() == [place != at for place in range(4)]
+    assert torch.equal(spoilt.mean(), sound.mean())
+    assert spoilt.confusion() == sound.confusion()
+    assert spoilt.disagreement() == sound.disagreement()
+    assert [each for each in spoilt.accuracies() if not math.isnan(each)] == sound.accuracies()
+    assert math.isnan(spoilt.accuracies()[at])
+    assert spoilt.disagreements().count(None) == (3 if at == 3 else 1)
+
+
+def test_an_ensemble_of_none_has_no_figures() -> None:
+    ensemble = Ensemble(torch.tensor([0, 1]), [torch.full((2, 2), math.nan)])
+    assert math.isnan(accuracy(ensemble.mean(), ensemble.labels))
+    assert ensemble.disagreement() is None
+    with pytest.raises(ValueError, match="diverged"):
+        ensemble.confusion()

@@ -2,16 +2,22 @@
 
 from types import SimpleNamespace
 
-from sweeps.states import counted, kind, settled_for_good, states
+from sweeps.tracking.states import compute_states, format_counts, settled_states
 
 
-def run(key: str, outcome: str | None, *, status: str = "FINISHED", disturbed: bool = False) -> SimpleNamespace:
-    tags = {"key": key} | ({"outcome": outcome} if outcome else {}) | ({"disturbed": "by another"} if disturbed else {})
+def run(
+    key: str, outcome: str | None, *, status: str = "FINISHED", disturbed: bool = False
+) -> SimpleNamespace:
+    tags = (
+        {"trial_id": key}
+        | ({"outcome": outcome} if outcome else {})
+        | ({"disturbed": "by another"} if disturbed else {})
+    )
     return SimpleNamespace(info=SimpleNamespace(status=status), data=SimpleNamespace(tags=tags))
 
 
 def trial(key: str, metric: str = "epoch_s") -> SimpleNamespace:
-    return SimpleNamespace(key=key, metric=SimpleNamespace(name=metric))
+    return SimpleNamespace(trial_id=key, metric=SimpleNamespace(name=metric))
 
 
 def test_a_settled_attempt_counts_before_a_later_one_that_is_not_and_else_the_latest() -> None:
@@ -22,23 +28,32 @@ def test_a_settled_attempt_counts_before_a_later_one_that_is_not_and_else_the_la
         run("cut short while closing", "completed", status="RUNNING"),
         run("of an earlier plan", "completed"),
     ]  # fmt: skip
-    planned = [trial(key) for key in ("settled", "failed", "under way", "cut short while closing", "never")]
-    found = states(newest_first, planned)
-    assert found == {"settled": "shm_exhausted", "failed": "oom", "under way": "running", "cut short while closing": "running"}
-    assert settled_for_good(found) == {"settled": "shm_exhausted"}
+    planned = [
+        trial(key) for key in ("settled", "failed", "under way", "cut short while closing", "never")
+    ]
+    found = compute_states(newest_first, planned)
+    assert found == {
+        "settled": "shm_exhausted",
+        "failed": "oom",
+        "under way": "running",
+        "cut short while closing": "running",
+    }
+    assert settled_states(found) == {"settled": "shm_exhausted"}
 
 
 def test_a_disturbed_trial_is_due_once_more_where_its_time_is_what_counts() -> None:
     once = [run("time", "completed", disturbed=True), run("accuracy", "completed", disturbed=True)]
     planned = [trial("time"), trial("accuracy", "accuracy")]
-    assert states(once, planned) == {"time": "disturbed", "accuracy": "completed"}
-    assert states([run("time", "crashed"), *once], planned)["time"] == "completed", "it has had its second run"
+    assert compute_states(once, planned) == {"time": "disturbed", "accuracy": "completed"}
+    assert compute_states([run("time", "crashed"), *once], planned)["time"] == "completed", (
+        "it has had its second run"
+    )
 
 
 def test_states_are_counted_by_kind_in_one_order() -> None:
-    assert counted(["new", "completed", "oom", "stopped_early", "crashed", "interrupted", "timeout"]) == (
-        "2 settled, 3 failed, 1 interrupted, 1 new"
+    assert (
+        format_counts(
+            ["new", "completed", "oom", "shm_exhausted", "crashed", "interrupted", "timeout"]
+        )
+        == "2 settled, 3 failed, 1 interrupted, 1 new"
     )
-    assert [kind(state) for state in ("disturbed", "running", "not measured", "data_error")] == [
-        "disturbed", "running", "not measured", "failed",
-    ]  # fmt: skip

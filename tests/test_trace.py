@@ -1,4 +1,5 @@
-"""The trace of planted records, lane by lane and to the microsecond; of a simulated loader; and of a training that really ran."""
+"""The trace of planted records, lane by lane and to the microsecond; of a simulated loader; and of
+a training that really ran."""
 
 import gzip
 import itertools
@@ -7,14 +8,20 @@ import math
 
 import pytest
 
-from speech.config import Pinned, Trial
+from speech.config import RuntimeSettings, Trial
 from speech.train import fit
-from sweeps import trace as traces
-from sweeps.trace import trace, write_trace
+from sweeps.tracking import trace as traces
+from sweeps.tracking.trace import build_trace, write_trace
 from tests import bursts
 
 PLANTED = [
-    {"kind": "setup", "device": "paced", "device_name": "paced: 20 ms a step", "steps_per_epoch": 3, "batch_bytes": 2 << 20},
+    {
+        "kind": "setup",
+        "device": "simulated",
+        "device_name": "simulated accelerator: 20 ms a step",
+        "steps_per_epoch": 3,
+        "batch_bytes": 2 << 20,
+    },
     {
         "kind": "epoch",
         "epoch": 0,
@@ -22,8 +29,8 @@ PLANTED = [
         "began_s": 2.0,
         "metrics": {"time/epoch_s": 0.2, "time/eval_s": 0.05, "loss/training": math.nan},
         "steps": {
-            "ask_s": [0.01, 0.065, 0.09],
-            "wait_s": [0.03, 0.001, 0.07],
+            "request_s": [0.01, 0.065, 0.09],
+            "data_wait_s": [0.03, 0.001, 0.07],
             "step_s": [0.02, 0.02, 0.02],
             "other_s": [0.005, 0.004, 0.01],
             "shm_bytes": [2 << 20, 4 << 20, 2 << 20],
@@ -38,21 +45,47 @@ PLANTED = [
             "read_bytes": [0, 4096, -1],
         },
     },
-    {"kind": "snapshot", "cycle": 0, "epoch": 0, "file": "cycle-0.pt", "metrics": {"snapshot/accuracy": 0.5}},
+    {
+        "kind": "snapshot",
+        "cycle": 0,
+        "epoch": 0,
+        "file": "cycle-0.pt",
+        "metrics": {"snapshot/accuracy": 0.5},
+    },
     {"kind": "end", "summary": {}},
     {"kind": "exit", "status": 0, "shm_limit_bytes": 64 << 20},
 ]
 
+METRICS = {  # by the name of the span
+    "start-up": "time/start_s",
+    "first batch": "time/first_batch_s",
+    "wait": "time/data_wait_s",
+    "step": "time/step_s",
+    "other": "time/other_s",
+}
+
 
 def spans(found, lane):
     """(name, begin, end) of a lane, in microseconds."""
-    threads = {event["args"]["name"]: event["tid"] for event in found["traceEvents"] if event["name"] == "thread_name"}
-    of_lane = [event for event in found["traceEvents"] if event["ph"] == "X" and event["tid"] == threads.get(lane)]
+    threads = {
+        event["args"]["name"]: event["tid"]
+        for event in found["traceEvents"]
+        if event["name"] == "thread_name"
+    }
+    of_lane = [
+        event
+        for event in found["traceEvents"]
+        if event["ph"] == "X" and event["tid"] == threads.get(lane)
+    ]
     return [(event["name"], event["ts"], event["ts"] + event["dur"]) for event in of_lane]
 
 
 def counter(found, name):
-    return [(event["ts"], *event["args"].values()) for event in found["traceEvents"] if event["ph"] == "C" and event["name"] == name]
+    return [
+        (event["ts"], *event["args"].values())
+        for event in found["traceEvents"]
+        if event["ph"] == "C" and event["name"] == name
+    ]
 
 
 def args(found, name):
@@ -60,15 +93,17 @@ def args(found, name):
 
 
 def lanes(found):
-    return [event["args"]["name"] for event in found["traceEvents"] if event["name"] == "thread_name"]
+    return [
+        event["args"]["name"] for event in found["traceEvents"] if event["name"] == "thread_name"
+    ]
 
 
 def test_the_training_process_epoch_spans_what_stands_outside_and_the_snapshot() -> None:
-    found = trace(PLANTED)
+    found = build_trace(PLANTED)
     assert spans(found, "training process") == [
         ("epoch 0 (warm-up)", 2_000_000, 2_200_000),
         ("start-up", 2_000_000, 2_010_000),
-        ("fill", 2_010_000, 2_040_000),
+        ("first batch", 2_010_000, 2_040_000),
         ("step", 2_040_000, 2_060_000),
         ("other", 2_060_000, 2_065_000),
         ("wait", 2_065_000, 2_066_000),
@@ -81,21 +116,33 @@ def test_the_training_process_epoch_spans_what_stands_outside_and_the_snapshot()
         ("evaluation", 2_200_000, 2_250_000),
     ]
     (snapshot,) = (event for event in found["traceEvents"] if event["ph"] == "i")
-    assert (snapshot["name"], snapshot["ts"], snapshot["args"]) == ("snapshot 0", 2_250_000, {"snapshot/accuracy": 0.5})
-    assert args(found, "epoch 0 (warm-up)") == {"time/epoch_s": 0.2, "time/eval_s": 0.05}, "JSON has no nan"
+    assert (snapshot["name"], snapshot["ts"], snapshot["args"]) == (
+        "snapshot 0",
+        2_250_000,
+        {"snapshot/accuracy": 0.5},
+    )
+    assert args(found, "epoch 0 (warm-up)") == {
+        "time/epoch_s": 0.2,
+        "time/eval_s": 0.05,
+    }, "JSON has no nan"
 
 
 def test_the_workers_and_what_each_batch_cost() -> None:
-    found = trace(PLANTED)
+    found = build_trace(PLANTED)
     assert lanes(found) == ["training process", "accelerator", "worker 0", "worker 1"]
-    assert spans(found, "worker 0") == [("batch 0", 2_008_000, 2_039_000), ("batch 2", 2_039_100, 2_159_000)]
+    assert spans(found, "worker 0") == [
+        ("batch 0", 2_008_000, 2_039_000),
+        ("batch 2", 2_039_100, 2_159_000),
+    ]
     assert spans(found, "worker 1") == [("batch 1", 2_012_000, 2_035_000)]
     assert args(found, "batch 0") == {"cpu_s": 0.02, "read_bytes": 4096}
-    assert args(found, "batch 2") == {"cpu_s": 0.03}, "where the kernel doesn't count bytes, there are none"
+    assert args(found, "batch 2") == {"cpu_s": 0.03}, (
+        "where the kernel doesn't count bytes, there are none"
+    )
 
 
 def test_the_accelerator_and_only_pauses_above_a_millisecond_are_stalls() -> None:
-    assert spans(trace(PLANTED), "accelerator") == [
+    assert spans(build_trace(PLANTED), "accelerator") == [
         ("busy", 2_041_000, 2_061_000),
         ("busy", 2_061_500, 2_081_500),
         ("busy", 2_161_000, 2_181_000),
@@ -104,7 +151,7 @@ def test_the_accelerator_and_only_pauses_above_a_millisecond_are_stalls() -> Non
 
 
 def test_counters_of_ready_batches_and_of_shm_against_its_limit() -> None:
-    found = trace(PLANTED)
+    found = build_trace(PLANTED)
     assert counter(found, "batches") == [
         (2_000_000, 0),
         (2_035_000, 1),
@@ -114,26 +161,35 @@ def test_counters_of_ready_batches_and_of_shm_against_its_limit() -> None:
         (2_159_000, 1),
         (2_160_000, 0),
     ]
-    assert counter(found, "/dev/shm in use") == [(2_040_000, 2.0), (2_066_000, 4.0), (2_160_000, 2.0)]
+    assert counter(found, "/dev/shm in use") == [
+        (2_040_000, 2.0),
+        (2_066_000, 4.0),
+        (2_160_000, 2.0),
+    ]
     assert counter(found, "/dev/shm limit") == [(2_040_000, 64.0), (2_160_000, 64.0)]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3, 8, 64])
 def test_a_simulated_loader_partitions_the_epoch_and_empties_its_queue(workers: int) -> None:
     records = bursts.records(epochs=3, workers=workers, steps=40)
-    found = trace(records)
+    found = build_trace(records)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     epochs = [span for span in spans(found, "training process") if span[0].startswith("epoch")]
     parts = [span for span in spans(found, "training process") if not span[0].startswith("epoch")]
     for record, (name, begin, end) in zip(records[1:4], epochs, strict=True):
         assert name == f"epoch {record['epoch']}" + (" (warm-up)" if record["epoch"] == 0 else "")
-        assert (begin, end) == (round(record["began_s"] * 1e6), round((record["began_s"] + record["metrics"]["time/epoch_s"]) * 1e6))
+        assert (begin, end) == (
+            round(record["began_s"] * 1e6),
+            round((record["began_s"] + record["metrics"]["time/epoch_s"]) * 1e6),
+        )
         within = [part for part in parts if begin <= part[1] and part[2] <= end]
         edges = [begin, *itertools.chain.from_iterable(part[1:] for part in within), end]
         assert edges[::2] == edges[1::2], "each span begins where the last one ended"
-        for span in ("start-up", "fill", "wait", "step", "other"):
-            metric = record["metrics"][f"time/{span.partition('-')[0]}_s"]
-            assert sum(part[2] - part[1] for part in within if part[0] == span) == pytest.approx(metric * 1e6, abs=len(within))
+        for span, name in METRICS.items():
+            metric = record["metrics"][name]
+            assert sum(part[2] - part[1] for part in within if part[0] == span) == pytest.approx(
+                metric * 1e6, abs=len(within)
+            )
     ready = counter(found, "batches")
     assert min(count for _, count in ready) == 0
     assert max(count for _, count in ready) <= max(2 * workers, 1)
@@ -144,71 +200,112 @@ def test_a_simulated_loader_partitions_the_epoch_and_empties_its_queue(workers: 
         record["metrics"]["stall/steps"] for record in records[1:4]
     )
     fetched = [lane for lane in lanes(found) if "worker" in lane or "loader" in lane]
-    assert fetched == ([f"worker {worker}" for worker in range(min(workers, 40))] or ["loader, in the training process"])
+    assert fetched == (
+        [f"worker {worker}" for worker in range(min(workers, 40))]
+        or ["loader, in the training process"]
+    )
     for lane in fetched:
-        times = [time for span in sorted(spans(found, lane), key=lambda span: span[1]) for time in span[1:]]
+        times = [
+            time
+            for span in sorted(spans(found, lane), key=lambda span: span[1])
+            for time in span[1:]
+        ]
         assert times == sorted(times), "a viewer drops spans of a lane that overlap"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_training_that_really_ran_agrees_with_its_metrics(tmp_path, tone_trial, workers: int) -> None:
+def test_a_training_that_really_ran_agrees_with_its_metrics(
+    tmp_path, tone_trial, workers: int
+) -> None:
     records: list[dict] = []
     fit(
-        Trial(config=tone_trial(loader={"num_workers": workers}), seed=1, warmup_epochs=0, pinned=Pinned(threads=1), folder=str(tmp_path)),
+        Trial(
+            config=tone_trial(loader={"num_workers": workers}),
+            seed=1,
+            warmup_epochs=0,
+            runtime=RuntimeSettings(threads=1),
+            folder=str(tmp_path),
+        ),
         records.append,
     )
-    found = trace(records)
+    found = build_trace(records)
     (epoch,) = (record for record in records if record["kind"] == "epoch")
-    (_, *parts, (last, *_)) = spans(found, "training process")
+    _, *parts, (last, *_) = spans(found, "training process")
     assert last == "evaluation"
-    for name in ("start-up", "fill", "wait", "step", "other"):
-        metric = epoch["metrics"][f"time/{name.partition('-')[0]}_s"]
-        assert sum(end - begin for part, begin, end in parts if part == name) == pytest.approx(metric * 1e6, abs=10), name
+    for name, figure in METRICS.items():
+        metric = epoch["metrics"][figure]
+        assert sum(end - begin for part, begin, end in parts if part == name) == pytest.approx(
+            metric * 1e6, abs=10
+        ), name
     assert all(before[2] == after[1] for before, after in itertools.pairwise(parts))
     ready = [count for _, count in counter(found, "batches")]
-    assert (min(ready), ready[-1], len(ready)) == (0, 0, 1 + 2 * len(epoch["steps"]["ask_s"]))
+    assert (min(ready), ready[-1], len(ready)) == (0, 0, 1 + 2 * len(epoch["steps"]["request_s"]))
     lane = "worker 0" if workers else "loader, in the training process"
     assert spans(found, lane)[0][0] == "batch 0"
     assert any(event["ph"] == "i" for event in found["traceEvents"])
 
 
 def test_slow_workers_deliver_in_bursts() -> None:
-    """Eight that finish together every 0.4 s feed 0.2 s of steps: the queue fills, empties, and the accelerator stalls, once a round."""
-    found = trace(bursts.records(epochs=1, workers=8))
-    long_waits = [end - begin for name, begin, end in spans(found, "training process") if name == "wait" and end - begin > 100_000]
+    """Eight that finish together every 0.4 s feed 0.2 s of steps: the queue fills, empties, and the
+    accelerator stalls, once a round."""
+    found = build_trace(bursts.records(epochs=1, workers=8))
+    long_waits = [
+        end - begin
+        for name, begin, end in spans(found, "training process")
+        if name == "wait" and end - begin > 100_000
+    ]
     assert len(long_waits) == 48 / 8 - 1
-    assert sum(end - begin > 100_000 for name, begin, end in spans(found, "accelerator") if name == "stall") == len(long_waits)
+    assert sum(
+        end - begin > 100_000 for name, begin, end in spans(found, "accelerator") if name == "stall"
+    ) == len(long_waits)
 
 
 def test_what_the_records_do_not_hold_has_no_lane() -> None:
-    old = {"kind": "epoch", "epoch": 0, "metrics": {"time/epoch_s": 1.0}, "steps": {"wait_s": [0.5], "step_s": [0.5]}}
-    assert trace([{"kind": "setup"}, old, {"kind": "exit", "status": 1}])["traceEvents"] == []
-    placed = trace([old | {"began_s": 0.0}])
-    assert (lanes(placed), spans(placed, "training process")) == (["training process"], [("epoch 0", 0, 1_000_000)])
+    old = {
+        "kind": "epoch",
+        "epoch": 0,
+        "metrics": {"time/epoch_s": 1.0},
+        "steps": {"data_wait_s": [0.5], "step_s": [0.5]},
+    }
+    assert build_trace([{"kind": "setup"}, old, {"kind": "exit", "status": 1}])["traceEvents"] == []
+    placed = build_trace([old | {"began_s": 0.0}])
+    assert (lanes(placed), spans(placed, "training process")) == (
+        ["training process"],
+        [("epoch 0", 0, 1_000_000)],
+    )
     without = {key: value for key, value in PLANTED[1].items() if key not in ("fetches", "busy")}
-    found = trace([without])
+    found = build_trace([without])
     assert lanes(found) == ["training process"]
-    assert {event["name"] for event in found["traceEvents"] if event["ph"] == "C"} == {"/dev/shm in use"}
+    assert {event["name"] for event in found["traceEvents"] if event["ph"] == "C"} == {
+        "/dev/shm in use"
+    }
 
 
 def test_of_a_long_training_the_first_and_the_last_epochs_are_traced(monkeypatch) -> None:
-    monkeypatch.setattr(traces, "MOST_STEPS", 100)
-    found = trace(bursts.records(epochs=10, workers=2, steps=30))
+    monkeypatch.setattr(traces, "MAX_STEPS", 100)
+    found = build_trace(bursts.records(epochs=10, workers=2, steps=30))
     epochs = [name for name, _, _ in spans(found, "training process") if name.startswith("epoch")]
     assert epochs == ["epoch 0 (warm-up)", "epoch 8", "epoch 9"]
     assert found["otherData"]["left_out"] == ["not traced: epochs 1 to 7"]
-    (hole,) = (span for span in spans(found, "training process") if span[0].startswith("not traced"))
-    first, eighth = (next(span for span in spans(found, "training process") if span[0] == name) for name in epochs[:2])
+    (hole,) = (
+        span for span in spans(found, "training process") if span[0].startswith("not traced")
+    )
+    first, eighth = (
+        next(span for span in spans(found, "training process") if span[0] == name)
+        for name in epochs[:2]
+    )
     assert first[2] < hole[1] < hole[2] == eighth[1]
 
 
 def test_of_a_long_epoch_the_first_steps_are_traced(monkeypatch) -> None:
-    monkeypatch.setattr(traces, "MOST_STEPS", 20)
+    monkeypatch.setattr(traces, "MAX_STEPS", 20)
     records = bursts.records(epochs=1, workers=2, steps=30)
-    found = trace(records)
+    found = build_trace(records)
     begun = [name for name, _, _ in spans(found, "training process")]
     assert (begun.count("step"), begun[-1]) == (10, "not traced: steps 10 to 29 of epoch 0")
-    assert spans(found, "training process")[-1][2] == spans(found, "training process")[0][2], "to the end of the epoch"
+    assert spans(found, "training process")[-1][2] == spans(found, "training process")[0][2], (
+        "to the end of the epoch"
+    )
     assert [name for lane in ("worker 0", "worker 1") for name, _, _ in spans(found, lane)] == [
         f"batch {step}" for first in (0, 1) for step in range(first, 10, 2)
     ]
@@ -220,7 +317,7 @@ def test_the_file_is_gzipped_json_the_same_every_time_and_absent_without_an_epoc
     records.write_text("".join(json.dumps(record) + "\n" for record in PLANTED))
     assert write_trace(records, file)
     written = file.read_bytes()
-    assert json.loads(gzip.decompress(written)) == trace(PLANTED)
+    assert json.loads(gzip.decompress(written)) == build_trace(PLANTED)
     assert write_trace(records, file)
     assert file.read_bytes() == written
     records.write_text(json.dumps(PLANTED[0]) + "\n")

@@ -1,9 +1,10 @@
-"""YAML 1.2 as plain Python with the place of each key; what can't be read is a fault, never a traceback."""
+"""YAML 1.2 as plain Python with the place of each key; what can't be read is a fault, never a
+traceback."""
 
 import pytest
 
-from sweeps.faults import ConfigFaults
-from sweeps.yaml_source import read
+from sweeps.config.config_errors import ConfigFaults
+from sweeps.config.yaml_source import read
 
 
 @pytest.fixture
@@ -58,15 +59,15 @@ def test_an_alias_repeats_its_anchor(source_of):
     [
         ("", 1, "the file is empty"),
         ("# only a comment\n", 1, "the file is empty"),
-        ("- a\n- b\n", 1, "the file holds ['a', 'b'], not a group of keys"),
-        ("a:\n\tb: 1\n", 2, "a tab. YAML indents with spaces"),
+        ("- a\n- b\n", 1, "['a', 'b']"),
+        ("a:\n\tb: 1\n", 2, "a tab"),
         ("a: [1\nb: 2\n", 2, "at 'b: 2'"),
         ("a: 1\nb: 'open\n", 3, "from line 2), at the end of the file"),
         ("a: 1\n---\nb: 2\n", 2, "another document"),
         ("a: 1\nb: *c\n", 2, "undefined alias 'c'"),
         ("a: 1\nb: \0\n", 2, "unacceptable character #x0000"),
         ("a: &a {b: *a}\n", 1, "alias of itself"),
-        ("a: " + "[" * 1000, 1, "nested too deep"),
+        ("a: " + "[" * 1000, 1, "50 nested levels"),
         (b"a: 1\nb: \xe9\n", 2, "byte 0xe9 is not UTF-8"),
     ],
 )
@@ -87,13 +88,16 @@ def test_a_file_that_is_not_there(tmp_path, name):
 def test_lesser_faults_leave_the_rest_readable(source_of):
     source = source_of("a: 1\na: 2\n3: x\nb: !new y\n? [c]\n: 1\nd: !!int z\n")
     assert source.tree == {"a": 1, "b": "y", "d": "z"}
-    assert [(fault.where, fault.key, fault.text) for fault in source.faults] == [
-        (2, "a", "written twice; first on line 1. Keep one."),
-        (3, "3", "this key is not text. Write '3', in quotes."),
-        (4, "b", "the tag !new has no meaning here. Remove it."),
-        (5, "", "a key must be a word, not a list or a group."),
-        (7, "d", "'z' can't be read as !!int."),
+    expected = [
+        (2, "a", "line 1"),
+        (3, "3", "'3', in quotes"),
+        (4, "b", "!new"),
+        (5, "", "list or a group"),
+        (7, "d", "'z' can't be read as !!int"),
     ]
+    for fault, (where, key, words) in zip(source.faults, expected, strict=True):
+        assert (fault.where, fault.key) == (where, key)
+        assert words in fault.text
 
 
 def test_overrides_write_into_the_tree_and_take_the_place_of_its_lines(source_of):
@@ -114,12 +118,12 @@ def test_overrides_write_into_the_tree_and_take_the_place_of_its_lines(source_of
 @pytest.mark.parametrize(
     ("override", "where", "words"),
     [
-        ("a.b", "--set a.b", "is not key=value"),
-        ("=1", "--set =1", "is not key=value"),
-        ("a..b=1", "--set a..b=1", "is not key=value"),
+        ("a.b", "--set a.b", "key=value"),
+        ("=1", "--set =1", "key=value"),
+        ("a..b=1", "--set a..b=1", "key=value"),
         ("a.b=[1", "--set a.b", "not YAML"),
         ("a.b={x: 1, x: 2}", "--set a.b", "written twice"),
-        ("n.b=1", "--set n.b", "n is 7, not a group of keys. Set n whole."),
+        ("n.b=1", "--set n.b", "n is 7"),
     ],
 )
 def test_faulty_overrides_change_nothing(source_of, override, where, words):

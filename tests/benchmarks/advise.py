@@ -1,8 +1,11 @@
-"""make bench-advise: what --advise forecasts for two loaders that this project did not write, beside what their epochs then take.
+"""make bench-advise: what advise forecasts for two loaders that this project did not write,
+beside what their epochs then take.
 
-Each loader of tests/benchmarks/foreign_loaders.py is first advised on, as `python launch.py --advise` does it. Then its epochs run for
-real: a plain loop over a DataLoader that sleeps for the step's seconds, in a process of its own for each number of workers, one pass to
-warm up and three that count. The numbers of workers are taken in a shuffled order. Last line: the figures as one JSON object.
+Each loader of tests/benchmarks/foreign_loaders.py is first advised on, as `python launch.py
+advise` does it. Then its epochs run for real: a plain loop over a DataLoader that sleeps for the
+step's seconds, in a process of its own for each number of workers, one pass to warm up and three
+that count. The numbers of workers are taken in a shuffled order. Last line: the figures as one JSON
+object.
 """
 
 import datetime
@@ -20,38 +23,70 @@ from pathlib import Path
 from tabulate import tabulate
 
 from speech.cpu import cpu_model
-from sweeps import advice
-from sweeps.advise import Request, ask, room_bytes
-from sweeps.hygiene import settle
+from sweeps.commands.advise.advise import AdviceRequest, measure_loader
+from sweeps.commands.advise.costs_text import format_costs
+from sweeps.commands.advise.forecast_text import format_forecasts
+from sweeps.commands.advise.loader_forecast import (
+    Row,
+    forecast_rows,
+    free_shm_bytes,
+    recommended_row,
+)
+from sweeps.host.hygiene import wait_until_idle
 
 ROOT = Path(__file__).parent.parent.parent
-LOADERS = {"tests.benchmarks.foreign_loaders:pictures": 0.05, "tests.benchmarks.foreign_loaders:spectrograms": 0.02}  # seconds a step
+# seconds a step
+LOADERS = {
+    "tests.benchmarks.foreign_loaders:pictures": 0.05,
+    "tests.benchmarks.foreign_loaders:spectrograms": 0.02,
+}
 WORKERS, EPOCHS = (0, 1, 2, 4, 8), 3
 
 
 def main() -> int:
     rows, disturbances, regrets = [], [], {}
     for target, step_s in LOADERS.items():
-        loader, calibration = ask(Request(target, str(ROOT), step_s=step_s), print)
-        found = advice.rows(loader, calibration, room_bytes())
-        print(f"\n{advice.measured(loader, calibration, True)}\n\n{advice.forecasts(loader, calibration, room_bytes())}\n")
+        loader, calibration = measure_loader(AdviceRequest(target, str(ROOT), step_s=step_s), print)
+        found = forecast_rows(loader, calibration, free_shm_bytes())
+        print(
+            f"\n{format_costs(loader, calibration, True)}\n\n{format_forecasts(loader, calibration, free_shm_bytes())}\n"
+        )
         measured = {}
         for workers in random.Random(0).sample(WORKERS, len(WORKERS)):
-            if unsettled := settle().get("unsettled"):
+            if unsettled := wait_until_idle().get("unsettled"):
                 disturbances.append(f"{target}, {workers} workers: {unsettled}")
             measured[workers] = _measured_apart(target, workers, step_s)
-        rows += [_row(target, row, measured[row.workers]) for row in found if row.workers in measured]
+        rows += [
+            _row(target, row, measured[row.workers]) for row in found if row.workers in measured
+        ]
         best_s = min(statistics.median(seconds) for seconds in measured.values())
-        pick = advice.chosen(found).workers
-        regrets[target] = statistics.median(measured[pick]) / best_s - 1 if pick in measured else None
+        pick = recommended_row(found).workers
+        regrets[target] = (
+            statistics.median(measured[pick]) / best_s - 1 if pick in measured else None
+        )
     errors = [abs(row["error %"]) for row in rows]
-    machine = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel": platform.release(), "date": f"{datetime.date.today()}"}
+    machine = {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "date": f"{datetime.date.today()}",
+    }
     print(tabulate(rows, headers="keys", floatfmt=".2f"))
-    print(f"median error {statistics.median(errors):.1f} %, largest {max(errors):.1f} %; {EPOCHS} epochs each, medians; {machine['cpu']}")
+    print(
+        f"median error {statistics.median(errors):.1f} %, largest {max(errors):.1f} %; {EPOCHS}"
+        f" epochs each, medians; {machine['cpu']}"
+    )
     for target, regret in regrets.items():
-        said = "was not measured" if regret is None else f"{100 * regret:.1f} % slower than the fastest measured"
+        said = (
+            "was not measured"
+            if regret is None
+            else f"{100 * regret:.1f} % slower than the fastest measured"
+        )
         print(f"{target}: the recommended number of workers {said}")
-    print("\n".join(f"disturbed before {line}" for line in disturbances) or "the machine was quiet before each measurement")
+    print(
+        "\n".join(f"disturbed before {line}" for line in disturbances)
+        or "the machine was quiet before each measurement"
+    )
     versions = {name: version(name) for name in ("torch", "torchvision", "torchaudio")}
     told = {
         "benchmark": "advise",
@@ -67,15 +102,24 @@ def main() -> int:
 
 def _measured_apart(target: str, workers: int, step_s: float) -> list[float]:
     command = [sys.executable, "-m", "tests.benchmarks.advise", target, str(workers), str(step_s)]
-    return json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout.splitlines()[-1]
+    )
 
 
 def epochs(target: str, workers: int, step_s: float) -> list[float]:
     """Seconds of each epoch that counts, from asking for its iterator to the end of its last step."""
-    from speech.foreign import given, rebuilt
+    from speech.calibration.loader_source import load_loader, rebuild_loader
 
-    own = given(target, str(ROOT), None)
-    loader = rebuilt(own, workers, (own.prefetch_factor or 2) if workers else None, own.persistent_workers and workers > 0)
+    own = load_loader(target, str(ROOT), None)
+    loader = rebuild_loader(
+        own,
+        workers,
+        (own.prefetch_factor or 2) if workers else None,
+        own.persistent_workers and workers > 0,
+    )
     took = []
     for _ in range(1 + EPOCHS):
         began = time.perf_counter()
@@ -86,7 +130,7 @@ def epochs(target: str, workers: int, step_s: float) -> list[float]:
     return took[1:]
 
 
-def _row(target: str, row: advice.Row, seconds: list[float]) -> dict[str, str | int | float]:
+def _row(target: str, row: Row, seconds: list[float]) -> dict[str, str | int | float]:
     took_s = statistics.median(seconds)
     return {
         "loader": target.partition(":")[2],

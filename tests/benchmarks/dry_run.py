@@ -1,8 +1,10 @@
-"""make bench-dry-run: seconds of `launch.py --dry-run` of a sweep of 1,000 trials, the interpreter's start and MLflow's import included.
+"""make bench-dry-run: seconds of `launch.py --dry-run` of a sweep of 1,000 trials, the
+interpreter's start and MLflow's import included.
 
-Four ways, by turns: without a tracker; with one that holds an attempt at each of the trials; the same as one JSON document; and beside
-them what can't be saved, an interpreter that imports MLflow and connects to that tracker. Every trial is forecast, from planted
-calibrations, 250 different epochs. The aim is at most 5 s. Last line: the figures as one JSON object.
+Four ways, by turns: without a tracker; with one that holds an attempt at each of the trials; the
+same as one JSON document; and beside them what can't be saved, an interpreter that imports MLflow
+and connects to that tracker. Every trial is forecast, from planted calibrations, 250 different
+epochs. The aim is at most 5 s. Last line: the figures as one JSON object.
 """
 
 import datetime
@@ -18,18 +20,18 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from speech.config import Pinned
-from speech.costs import StepCosts
+from speech.calibration.costs import StepCosts
+from speech.config import RuntimeSettings
 from speech.cpu import cpu_model
-from sweeps import calibration
-from sweeps.config import load
-from sweeps.hygiene import settle
+from sweeps.config.sweep_file import load
+from sweeps.execution.trial_runner import ENDING_TAGS, SETUP_TAGS
+from sweeps.forecast import calibration
+from sweeps.forecast.trial_forecasts import TrialForecasts, prepare_forecasts
+from sweeps.host.hygiene import wait_until_idle
+from sweeps.host.node import Node, default_runtime
 from sweeps.metrics import SUMMARY
-from sweeps.outlook import Outlook, outlook
-from sweeps.preflight import Node, unprobed
-from sweeps.provenance import software
-from sweeps.relay import ENDING_TAGS, SETUP_TAGS
-from sweeps.tracking import Tracking
+from sweeps.tracking.mlflow_runs import RunLogger, TrialDescription
+from sweeps.tracking.provenance import software
 from tests.planted_calibrations import planted
 from tests.tones import write_tones
 
@@ -42,17 +44,17 @@ parameters:
   corpus: {{name: folder, path: {tones}, words: [low, high]}}
   features: {{n_mels: 16, hop_ms: 25.0}}
   loader:
-    form: wav
+    format: wav
     num_workers: {{values: [1, 2, 3, 4, 5, 6, 7, 8, 12, 16]}}
     prefetch_factor: {{values: [1, 2, 3, 4, 8]}}
     batch_size: {{values: [8, 16, 24, 32, 40]}}
-  device: {{first_of: [paced], step_s: 0.025}}
+  device: {{prefer: [simulated], step_s: 0.025}}
   sgdr: {{epochs: 2}}
 """
 
 
 def main() -> int:
-    unsettled = settle().get("unsettled")
+    unsettled = wait_until_idle().get("unsettled")
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         folder = Path(scratch)
         os.environ["XDG_CACHE_HOME"] = scratch
@@ -60,7 +62,10 @@ def main() -> int:
         (folder / "empty").mkdir()
         (folder / "empty" / "sweep.yaml").write_text((folder / "sweep.yaml").read_text())
         dry_run = [sys.executable, str(ROOT / "launch.py"), "sweep.yaml", "--dry-run"]
-        connecting = f"from sweeps.tracking import connect; connect('sqlite:///{folder}/mlflow.db')"
+        connecting = (
+            "from sweeps.tracking.mlflow_client import connect;"
+            f" connect('sqlite:///{folder}/mlflow.db')"
+        )
         ways = {
             "without a tracker": (dry_run, folder / "empty"),
             f"with a tracker, {trials:,} earlier runs": (dry_run, folder),
@@ -72,16 +77,39 @@ def main() -> int:
             for name, (command, where) in ways.items():
                 took[name].append(seconds(command, where))
     rows = [
-        {"dry run": name, "s": statistics.median(of_way[1:]), "fastest": min(of_way[1:]), "slowest": max(of_way[1:]), "first": of_way[0]}
+        {
+            "dry run": name,
+            "s": statistics.median(of_way[1:]),
+            "fastest": min(of_way[1:]),
+            "slowest": max(of_way[1:]),
+            "first": of_way[0],
+        }
         for name, of_way in took.items()
     ]
     worst = max(row["s"] for row in rows)
-    machine = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "date": f"{datetime.date.today()}"}
+    machine = {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "date": f"{datetime.date.today()}",
+    }
     print(tabulate(rows, headers="keys", floatfmt=".2f"))
-    print(f"{trials:,} trials, {ROUNDS} rounds after a first, {machine['cpu']}, {machine['cores']} cores, {machine['date']}")
+    print(
+        f"{trials:,} trials, {ROUNDS} rounds after a first, {machine['cpu']}, {machine['cores']}"
+        f" cores, {machine['date']}"
+    )
     print(f"disturbed before: {unsettled}" if unsettled else "the machine was quiet before")
     print(f"aim of {AIM_S:g} s {'met' if worst <= AIM_S else 'MISSED'}: {worst:.2f} s")
-    print(json.dumps({"benchmark": "dry_run", "figures": rows, "trials": trials, "machine": machine, "unsettled": unsettled}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "dry_run",
+                "figures": rows,
+                "trials": trials,
+                "machine": machine,
+                "unsettled": unsettled,
+            }
+        )
+    )
     return int(worst > AIM_S)
 
 
@@ -89,25 +117,32 @@ def prepare(folder: Path) -> int:
     """Corpus, file, calibrations, and a tracker with an attempt at each trial; returns how many."""
     (folder / "sweep.yaml").write_text(SWEEP.format(tones=write_tones(folder / "tones", clips=720)))
     config = load(folder / "sweep.yaml")
-    made = outlook(config, print)
+    made = prepare_forecasts(config, print)
     node = Node((), tuple(sorted(os.sched_getaffinity(0))))
-    pinned: dict[str, Pinned] = {trial.key: unprobed(node, config) for trial in made.plan.trials}
-    for name in {each.name for each in made.calibrations_wanted(pinned, node).values()}:
-        calibration.save(name, planted(StepCosts(wait_s=0.025), spread=0.1))
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="bench-") as fast:  # thousands of commits to a drive take minutes
-        plant(Tracking(f"sqlite:///{fast}/mlflow.db", "speech"), made)
+    pinned: dict[str, RuntimeSettings] = {
+        trial.trial_id: default_runtime(node, config) for trial in made.plan.trials
+    }
+    for name in {each.name for each in made.required_calibrations(pinned, node).values()}:
+        calibration.save_calibration(name, planted(StepCosts(wait_s=0.025), spread=0.1))
+    # thousands of commits to a drive take minutes
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="bench-") as fast:
+        plant(RunLogger(f"sqlite:///{fast}/mlflow.db", "speech"), made)
         shutil.copy(Path(fast, "mlflow.db"), folder)
     return len(made.plan.trials)
 
 
-def plant(tracking: Tracking, made: Outlook) -> None:
+def plant(tracking: RunLogger, made: TrialForecasts) -> None:
     """A run of each trial, with as many parameters, figures and tags as a real one has."""
     parent = tracking.start_sweep("thousand", "", made.rows(), "")
-    tags = dict.fromkeys((*SETUP_TAGS, *ENDING_TAGS), "x") | software() | {"node_before": {"cpu_busy_fraction": 0.1}}
+    tags = (
+        dict.fromkeys((*SETUP_TAGS, *ENDING_TAGS), "x")
+        | software()
+        | {"node_before": {"cpu_busy_fraction": 0.1}}
+    )
     for number, trial in enumerate(made.plan.trials):
         run = tracking.start_trial(
-            parent, key=trial.key, block=trial.block, repeat=trial.repeat, seed=trial.seed, swept=trial.swept,
-            config=trial.config.model_dump(mode="json"), tags=tags,
+            parent, TrialDescription(trial_id=trial.trial_id, block=trial.block, repeat=trial.repeat, seed=trial.seed, swept=trial.swept,
+                                     config=trial.config.model_dump(mode="json"), tags=tags),
         )  # fmt: skip
         outcome = ("completed", "shm_exhausted", "crashed")[number % 3]
         tracking.finish_trial(run, outcome, "planted", dict.fromkeys(SUMMARY, 1.0))

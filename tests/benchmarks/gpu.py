@@ -1,6 +1,8 @@
-"""make gpu: the GPU-marked tests, a small sweep on a real ResNet34, and a dated row in the README's table.
+"""make gpu: the GPU-marked tests, a small sweep on a real ResNet34, and a dated row in
+docs/benchmarks.md.
 
-On a machine without a CUDA GPU it says so and fails, and writes nothing: no figure about CUDA is ever from anything but a GPU.
+On a machine without a CUDA GPU it says so and fails, and writes nothing: no figure about CUDA is
+ever from anything but a GPU.
 """
 
 import datetime
@@ -16,12 +18,17 @@ from analysis.runs import sweep_runs
 
 ROOT = Path(__file__).parent.parent.parent
 SWEEP = ROOT / "sweeps" / "examples" / "gpu.yaml"
+PAGE = ROOT / "docs" / "benchmarks.md"
 HEADER = "| date | GPU | fastest | clips/s | GPU busy | without workers, clips/s | commit |"
 
 
 def main() -> int:
     if not torch.cuda.is_available():
-        print("make gpu needs a CUDA GPU, and torch finds none here: nothing was run and nothing written.", file=sys.stderr)
+        print(
+            "make gpu needs a CUDA GPU, and torch finds none here: nothing was run and nothing"
+            " written.",
+            file=sys.stderr,
+        )
         return 1
     tests = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu"], cwd=ROOT, check=False)
     if tests.returncode:
@@ -29,25 +36,33 @@ def main() -> int:
         return 1
     with tempfile.TemporaryDirectory() as scratch:
         uri = f"sqlite:///{scratch}/mlflow.db"
-        swept = subprocess.run([sys.executable, ROOT / "launch.py", SWEEP, "--set", f"tracking.uri={uri}"], cwd=scratch, check=False)
+        swept = subprocess.run(
+            [sys.executable, ROOT / "launch.py", SWEEP, "--set", f"tracking.uri={uri}"],
+            cwd=scratch,
+            check=False,
+        )
         if swept.returncode:
             print("The sweep did not run to its end: no row is written.", file=sys.stderr)
             return 1
-        line = row(sweep_runs("gpu", uri), f"{datetime.date.today()}")
-    readme = ROOT / "README.md"
-    readme.write_text(appended(readme.read_text("utf-8"), line), "utf-8")
-    print(f"\nAppended to README.md:\n{HEADER}\n{line}")
+        line = row(sweep_runs("gpu", uri).trials, f"{datetime.date.today()}")
+    PAGE.write_text(append_row(PAGE.read_text("utf-8"), line), "utf-8")
+    print(f"\nAppended to {PAGE.relative_to(ROOT)}:\n{HEADER}\n{line}")
     return 0
 
 
 def row(frame: pd.DataFrame, date: str) -> str:
-    """The sweep in a line: its fastest completed cell, and the best that the training process manages alone."""
+    """The sweep in a line: its fastest completed cell, and the best that the training process
+    manages alone."""
     done = frame[(frame["outcome"] == "completed") & (frame["device"] == "cuda")]
     best = done.loc[done["epoch_s"].idxmin()]
     alone = done.loc[done["loader.num_workers"] == 0, "clips_per_s"].max()
-    fastest = f"{best['loader.form']}, {best['loader.num_workers']} workers"
+    fastest = f"{best['loader.format']}, {best['loader.num_workers']} workers"
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.strip()
     cells = [
         date,
@@ -61,13 +76,16 @@ def row(frame: pd.DataFrame, date: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def appended(readme: str, line: str) -> str:
-    """The README with one more row at the end of the GPU table. ValueError where it has no such table."""
-    lines = readme.splitlines(keepends=True)
+def append_row(page: str, line: str) -> str:
+    """Returns the page with one more row at the end of its GPU table.
+
+    Raises ValueError if the page has no such table.
+    """
+    lines = page.splitlines(keepends=True)
     try:
         at = lines.index(HEADER + "\n")
     except ValueError:
-        raise ValueError(f"README.md has no table that begins with {HEADER}") from None
+        raise ValueError(f"{PAGE.name} has no table that begins with {HEADER}") from None
     while at < len(lines) and lines[at].startswith("|"):
         at += 1
     return "".join([*lines[:at], line + "\n", *lines[at:]])

@@ -1,14 +1,17 @@
 """make bench-instrumentation: what measuring an epoch costs.
 
-The same epochs run measured, as every trial's are (speech/epoch.py with its log of fetches), and bare, as a plain loop over a DataLoader
-whose workers note nothing. Both take turns, in an order drawn anew, on one loader with persistent workers, whose log is switched on and
-off: two loaders that do the same differ by a percent, by how their memory came to lie. The accelerator hardly waits, so that whatever
-measuring costs the loader or the loop is seen. A row makes new loaders until its interval is narrow. `epoch` is by how much the time that
-measuring gives for an epoch, time/epoch_s, is above that of a bare one; `wall` also counts the looks just before and after and the making
-of the records, which stand outside the epoch's clock; `null` is bare epochs against the bare ones of the same turn, which shows what the
-method itself is worth: medians over all turns with their 95 % intervals, which epochs that met a virtual core at another speed move
-little. `calls` is the time of all that measuring does for an epoch, done without a loader and without waiting for one. Last line: the
-figures as JSON.
+The same epochs run measured, as every trial's are (speech/epoch.py with its log of fetches), and
+bare, as a plain loop over a DataLoader whose workers note nothing. Both take turns, in an order
+drawn anew, on one loader with persistent workers, whose log is switched on and off: two loaders
+that do the same differ by a percent, by how their memory came to lie. The accelerator hardly waits,
+so that whatever measuring costs the loader or the loop is seen. A row makes new loaders until its
+interval is narrow. `epoch` is by how much the time that measuring gives for an epoch, time/epoch_s,
+is above that of a bare one; `wall` also counts the looks just before and after and the making of
+the records, which stand outside the epoch's clock; `null` is bare epochs against the bare ones of
+the same turn, which shows what the method itself is worth: medians over all turns with their 95 %
+intervals, which epochs that met a virtual core at another speed move little. `calls` is the time of
+all that measuring does for an epoch, done without a loader and without waiting for one. Last line:
+the figures as JSON.
 """
 
 import datetime
@@ -36,27 +39,47 @@ from speech.epoch import run_epoch
 from speech.fetches import FetchLog
 from speech.loading import make_loader, prepare_forms
 from speech.timing import Gauge
-from sweeps.hygiene import settle
+from sweeps.host.hygiene import wait_until_idle
 
-ROUNDS, MOST_ROUNDS = 6, 18  # of a row, each with a new loader: between the two, until the interval is narrow
+# of a row, each with a new loader: between the two, until the interval is narrow
+ROUNDS, MOST_ROUNDS = 6, 18
 NARROW = 1.2  # percent, from end to end
 ROUND_S = 8.0  # spent on its turns; short epochs make more of them
 CALLS = 50  # epochs in which nothing but measuring is done
-WAYS = (("png", 0, 360), ("png", 2, 360), ("packed", 0, 1800), ("packed", 2, 1800))  # form, workers, clips: epochs of a third of a second
+# format, workers, clips: epochs of a third of a second
+WAYS = (("png", 0, 360), ("png", 2, 360), ("packed", 0, 1800), ("packed", 2, 1800))
 WORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 
 
 def main() -> int:
     torch.set_num_threads(1)
-    unsettled = [settle().get("unsettled")]
+    unsettled = [wait_until_idle().get("unsettled")]
     rows = [_row(*way) for way in WAYS]
-    unsettled.append(settle().get("unsettled"))
-    machine = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel": platform.release(), "date": f"{datetime.date.today()}"}
+    unsettled.append(wait_until_idle().get("unsettled"))
+    machine = {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "date": f"{datetime.date.today()}",
+    }
     print(tabulate(rows, headers="keys", floatfmt=("", ".0f", ".3f", *["+.2f"] * 9, ".2f", ".0f")))
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}")
     disturbances = [text for text in unsettled if text]
-    print(f"not quiet: {'; '.join(disturbances)}" if disturbances else "the machine was quiet before and after")
-    print(json.dumps({"benchmark": "instrumentation", "figures": rows, "disturbances": disturbances, "machine": machine}))
+    print(
+        f"not quiet: {'; '.join(disturbances)}"
+        if disturbances
+        else "the machine was quiet before and after"
+    )
+    print(
+        json.dumps(
+            {
+                "benchmark": "instrumentation",
+                "figures": rows,
+                "disturbances": disturbances,
+                "machine": machine,
+            }
+        )
+    )
     return 0
 
 
@@ -64,11 +87,11 @@ def _row(form: str, workers: int, clips: int) -> dict[str, str | float | int]:
     config = TrialConfig.model_validate(
         {
             "corpus": {"name": "synthetic", "words": WORDS, "clips": clips},
-            "loader": {"form": form, "num_workers": workers, "batch_size": 32},
-            "device": {"first_of": ["paced"], "step_s": 0.0005},
+            "loader": {"format": form, "num_workers": workers, "batch_size": 32},
+            "device": {"prefer": ["simulated"], "step_s": 0.0005},
         }
     )
-    corpus = corpora.prepare(config.corpus)
+    corpus = corpora.prepare_corpus(config.corpus)
     prepare_forms(config, corpus, print)
     turns: list[tuple[float, float, float, float]] = []
     for number in range(1, MOST_ROUNDS + 1):
@@ -81,7 +104,7 @@ def _row(form: str, workers: int, clips: int) -> dict[str, str | float | int]:
     bare = statistics.median(both_s)
     calls = 100 * _calls_s(len(corpus.split("training")) // 32) / bare
     return {
-        "form": form,
+        "format": form,
         "workers": workers,
         "bare s": bare,
         **{f"epoch {name}": value for name, value in cost.items()},
@@ -93,15 +116,19 @@ def _row(form: str, workers: int, clips: int) -> dict[str, str | float | int]:
 
 
 def _percent(these: Sequence[float], those: Sequence[float]) -> dict[str, float]:
-    """By how much these took longer, pair by pair: the median and its 95 % interval, from order statistics."""
+    """By how much these took longer, pair by pair: the median and its 95 % interval, from order
+    statistics."""
     ratios = sorted(this / that for this, that in zip(these, those, strict=True))
     rank = max(int(binom.ppf(0.025, len(ratios), 0.5)), 1)
     found = {"%": statistics.median(ratios), "from": ratios[rank - 1], "to": ratios[-rank]}
     return {name: 100 * (ratio - 1) for name, ratio in found.items()}
 
 
-def _round(config: TrialConfig, corpus: corpora.PreparedCorpus) -> list[tuple[float, float, float, float]]:
-    """Seconds of a measured epoch by its own clock and in all, of a bare one and of another, in an order drawn anew; on one new loader."""
+def _round(
+    config: TrialConfig, corpus: corpora.PreparedCorpus
+) -> list[tuple[float, float, float, float]]:
+    """Seconds of a measured epoch by its own clock and in all, of a bare one and of another, in an
+    order drawn anew; on one new loader."""
     with tempfile.TemporaryDirectory() as scratch:
         log = _SwitchedLog(Path(scratch, "log"))
         loader, _ = make_loader(config, corpus, "training", 0, log=log)
@@ -116,7 +143,8 @@ def _round(config: TrialConfig, corpus: corpora.PreparedCorpus) -> list[tuple[fl
 
 
 class _SwitchedLog(FetchLog):
-    """A log that workers keep or leave alone, as the training process says: the switch is memory that they share with it."""
+    """A log that workers keep or leave alone, as the training process says: the switch is memory
+    that they share with it."""
 
     def __init__(self, path: Path):
         super().__init__(path)
@@ -153,20 +181,31 @@ def _calls_s(steps: int) -> float:
     """Seconds of an epoch in which nothing but measuring is done; the median of many."""
     with tempfile.TemporaryDirectory() as scratch:
         log = FetchLog(Path(scratch, "log"))
-        log.make_room(steps)
+        log.allocate(steps)
         took = []
         for _ in range(CALLS):
             began = time.perf_counter()
-            run_epoch(_Ready(steps, log), lambda batch, epoch, step: (None, None), 0, None, Gauge(), log)  # type: ignore[arg-type]
+            run_epoch(
+                _Ready(steps, log), lambda batch, epoch, step: (None, None), 0, None, Gauge(), log
+            )  # type: ignore[arg-type]
             took.append(time.perf_counter() - began)
     return statistics.median(took)
 
 
-def _measured(config: TrialConfig, loader: DataLoader, log: _SwitchedLog) -> Callable[[], tuple[float, float]]:
+def _measured(
+    config: TrialConfig, loader: DataLoader, log: _SwitchedLog
+) -> Callable[[], tuple[float, float]]:
     def epoch() -> tuple[float, float]:
         log.switch[0] = 1
         began = time.perf_counter()
-        metrics, *_ = run_epoch(loader, lambda batch, epoch, step: (None, accelerator.work_paced(config.device)), 0, None, Gauge(), log)
+        metrics, *_ = run_epoch(
+            loader,
+            lambda batch, epoch, step: (None, accelerator.run_simulated_step(config.device)),
+            0,
+            None,
+            Gauge(),
+            log,
+        )
         return metrics["time/epoch_s"], time.perf_counter() - began
 
     return epoch
@@ -177,7 +216,7 @@ def _bare(config: TrialConfig, loader: DataLoader, log: _SwitchedLog) -> Callabl
         log.switch[0] = 0
         began = time.perf_counter()
         for batch in loader:
-            accelerator.work_paced(config.device)
+            accelerator.run_simulated_step(config.device)
             del batch
         return (time.perf_counter() - began,)
 

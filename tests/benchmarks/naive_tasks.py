@@ -1,4 +1,5 @@
-"""A trial as people track one who call log_metric at every step, in the training process: the rival of make bench-tracking."""
+"""A trial as people track one who call log_metric at every step, in the training process: the rival
+of make bench-tracking."""
 
 import os
 from typing import Any
@@ -10,17 +11,17 @@ from speech.timing import Gauge
 
 
 def train(arguments: dict[str, Any], emit: tasks.Emit, gauge: Gauge) -> None:
-    client, paced = MlflowClient(os.environ["BENCH_URI"]), accelerator.work_paced
+    client, simulated = MlflowClient(os.environ["BENCH_URI"]), accelerator.run_simulated_step
     run, step = client.create_run("0").info.run_id, 0
 
     def logged(keys: Any) -> tuple[float, float]:
         nonlocal step
         step += 1
-        spans = paced(keys)
+        spans = simulated(keys)
         client.log_metric(run, "loss/training", 1.0 / step, step=step)
         return spans
 
-    accelerator.work_paced = logged
+    accelerator.run_simulated_step = logged
     tasks.train(arguments, emit, gauge)
 
 

@@ -1,10 +1,12 @@
 """make bench-overhead: what a trial costs beside its training, three ways.
 
-The same 20 trials, which do nothing but need torch, run one after another on one Ray: as a plain Ray Tune trainable that imports torch,
-as the same with reuse_actors, and isolated as sweeps/runner.py does it, each in a process tree with a /dev/shm of 64 MiB. The figure is
-the wall time of a whole tuner.fit() over its trials, so the start of an actor is paid by the trials that share it; beside it stands
-what one more trial costs, from the end of one to the end of the next. The ways take turns, forth and back, so that a drift of the
-machine hits all alike. Last line: the figures as one JSON object.
+The same 20 trials, which do nothing but need torch, run one after another on one Ray: as a plain
+Ray Tune trainable that imports torch, as the same with reuse_actors, and isolated as
+sweeps/execution/ray_session.py does it, each in a process tree with a /dev/shm of 64 MiB. The figure
+is the wall time of a whole tuner.fit() over its trials, so the start of an actor is paid by the
+trials that share it; beside it stands what one more trial costs, from the end of one to the end of
+the next. The ways take turns, forth and back, so that a drift of the machine hits all alike. Last
+line: the figures as one JSON object.
 """
 
 import datetime
@@ -25,15 +27,17 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 
 from speech.cpu import cpu_model
-from sweeps.hygiene import settle
-from sweeps.isolation import Task, Template
-from sweeps.runner import ENVIRONMENT, OBJECT_STORE_BYTES
+from sweeps import environment
+from sweeps.execution.ray_session import OBJECT_STORE_BYTES
+from sweeps.execution.ray_variables import OWN_RAY
+from sweeps.host.hygiene import wait_until_idle
+from sweeps.sandbox.isolation import ForkServer, Task
 
 ROOT = Path(__file__).parent.parent.parent
 TRIALS, ROUNDS = 20, 2
 SHM_BYTES = 64 << 20
 
-_template: Template | None = None  # of this Ray actor's process
+_template: ForkServer | None = None  # of this Ray actor's process
 
 
 def plain(config: dict[str, Any]) -> None:
@@ -44,13 +48,14 @@ def plain(config: dict[str, Any]) -> None:
 
 
 def isolated(config: dict[str, Any]) -> None:
-    """As the runner's trainable, without a tracker: the actor keeps the process that trees are forked from."""
+    """As the runner's trainable, without a tracker: the actor keeps the process that trees are
+    forked from."""
     from ray import tune
 
     global _template
-    _template = _template or Template(ROOT)
+    _template = _template or ForkServer(ROOT)
     with tempfile.NamedTemporaryFile() as log:
-        *records, ending = _template.run(Task("look", {}, shm_bytes=SHM_BYTES), Path(log.name))
+        *records, ending = _template.run(Task("list_gpus", {}, shm_bytes=SHM_BYTES), Path(log.name))
     if ending["status"] != 0 or ending["shm_limit_bytes"] != SHM_BYTES:
         raise RuntimeError(f"not isolated: {[*records, ending]}")
     tune.report({"shm_limit_bytes": ending["shm_limit_bytes"]})
@@ -87,19 +92,46 @@ def main() -> int:
             fits[way.name].append(fit(way, TRIALS))
     plain_s = statistics.median(one.trial_s for one in fits[WAYS[0].name])
     rows = [_row(name, of_way, plain_s) for name, of_way in fits.items()]
-    machine = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "kernel": platform.release(), "date": f"{datetime.date.today()}"}
+    machine = {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "date": f"{datetime.date.today()}",
+    }
     versions = {name: version(name) for name in ("ray", "torch")}
     print(tabulate(rows, headers="keys", floatfmt=".2f"))
-    print(f"{TRIALS} trials a fit, {ROUNDS} fits each, {machine['cpu']}, {machine['cores']} cores, {machine['date']}")
-    disturbances = [f"{name}: {one.unsettled}" for name, of_way in fits.items() for one in of_way if one.unsettled]
-    print("\n".join(f"disturbed before a fit of {line}" for line in disturbances) or "the machine was quiet before each fit")
-    print(json.dumps({"benchmark": "overhead", "figures": rows, "disturbances": disturbances, "machine": machine, "versions": versions}))
+    print(
+        f"{TRIALS} trials a fit, {ROUNDS} fits each, {machine['cpu']}, {machine['cores']} cores,"
+        f" {machine['date']}"
+    )
+    disturbances = [
+        f"{name}: {one.unsettled}"
+        for name, of_way in fits.items()
+        for one in of_way
+        if one.unsettled
+    ]
+    print(
+        "\n".join(f"disturbed before a fit of {line}" for line in disturbances)
+        or "the machine was quiet before each fit"
+    )
+    print(
+        json.dumps(
+            {
+                "benchmark": "overhead",
+                "figures": rows,
+                "disturbances": disturbances,
+                "machine": machine,
+                "versions": versions,
+            }
+        )
+    )
     return 0
 
 
 def start_ray() -> None:
-    """As sweeps/runner.py starts it."""
-    os.environ |= ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    """As sweeps/execution/ray_session.py starts it."""
+    environment.apply(*OWN_RAY)
+    os.environ |= environment.with_project()
     import ray
 
     ray.init(
@@ -120,13 +152,17 @@ def fit(way: Way, trials: int) -> Fit:
         def on_trial_complete(self, *arguments: Any, **info: Any) -> None:
             ends.append(time.perf_counter())
 
-    unsettled = settle().get("unsettled")
+    unsettled = wait_until_idle().get("unsettled")
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(way.trainable, tune.PlacementGroupFactory([{"CPU": len(os.sched_getaffinity(0))}])),
+            tune.with_resources(
+                way.trainable, tune.PlacementGroupFactory([{"CPU": len(os.sched_getaffinity(0))}])
+            ),
             param_space={"index": tune.grid_search(list(range(trials)))},
             tune_config=tune.TuneConfig(reuse_actors=way.reuse_actors),
-            run_config=tune.RunConfig(storage_path=scratch, name="tune", verbose=0, callbacks=[Clock()]),
+            run_config=tune.RunConfig(
+                storage_path=scratch, name="tune", verbose=0, callbacks=[Clock()]
+            ),
         )
         began = time.perf_counter()
         results = tuner.fit()

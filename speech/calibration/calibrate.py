@@ -1,0 +1,227 @@
+"""Measures the costs of one batch on this host, in half a minute to a minute.
+
+The measurement uses competing processes that prepare batches, a loader of one worker, and training
+steps. It never runs the configurations that are to be forecast: no loader has more than one worker.
+Competing processes without queue or prefetch window show how preparation slows down when cores are
+shared. A loader of one worker among such processes shows the cost of the handover of a batch. The
+speed of a virtual core may vary by half for some seconds, as its host's neighbours come and go. All
+figures are therefore measured in turn, in several rounds, and are means of the rounds.
+
+    costs = calibrate_loader(make, cores=2, batch_bytes=4096)
+    make(num_workers, prefetch_factor, persistent_workers) -> DataLoader
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from speech import accelerator, corpora, page_cache
+from speech.calibration.batch_workers import Pace, count_samples, first_batches
+from speech.calibration.costs import Calibration, LoaderCosts, StepCosts, simulated_step
+from speech.calibration.loader_timings import (
+    PAUSE_S,
+    Make,
+    RoundFigures,
+    mean_figures,
+    measure_inline,
+    measure_round,
+)
+from speech.calibration.step_timings import calibrate_step
+from speech.config import Trial
+from speech.cpu import allowed_cpus, cpu_quota, usable_cores
+from speech.dataset import ClipDataset
+from speech.learner import make_learner
+from speech.loading import make_loader
+from speech.shapes import batch_bytes
+
+ROUNDS = 3
+MAX_ROUNDS_S = 25.0  # no round begins later than this; batches may take seconds
+MAX_PROCESSES = 32  # competing processes at once, unless there are more cores
+SATURATED = 0.95  # share of a quota below one core; a process that used more was throttled
+
+
+def calibrate_trial(trial: Trial) -> Calibration:
+    """Measures the costs of a batch of `trial`, which do not depend on its number of workers.
+
+    Its folder is not written to. Its device must be cpu or simulated.
+    """
+    began = time.perf_counter()
+    config, runtime = trial.config, trial.runtime
+    torch.set_num_threads(runtime.threads)
+    corpus = corpora.prepare_corpus(config.corpus)
+
+    def make(num_workers: int, prefetch_factor: int | None, persistent_workers: bool) -> DataLoader:
+        changes = {
+            "num_workers": num_workers,
+            "prefetch_factor": prefetch_factor or 1,
+            "persistent_workers": persistent_workers,
+        }
+        loader = config.loader.model_copy(update=changes)
+        return make_loader(
+            config.model_copy(update={"loader": loader}), corpus, "training", trial.seed
+        )[0]
+
+    plain = make(0, None, False)
+    files = cast(ClipDataset, plain.dataset).files() if config.corpus.cache == "cold" else []
+    size = batch_bytes(config, config.loader.batch_size)
+
+    def refresh() -> None:
+        page_cache.drop(files)
+
+    costs = calibrate_loader(make, usable_cores(), size, refresh)
+    simulated = accelerator.choose_device(config.device) == "simulated"
+    step = (
+        simulated_step(config.device)
+        if simulated
+        else _measure_step_costs(trial, corpus, costs, plain, refresh)
+    )
+    return Calibration(
+        loader=costs, step=step, simulated=simulated, took_s=time.perf_counter() - began
+    )
+
+
+def _measure_step_costs(
+    trial: Trial,
+    corpus: corpora.PreparedCorpus,
+    costs: LoaderCosts,
+    plain: DataLoader,
+    refresh: Callable[[], None],
+) -> StepCosts:
+    """Measures the costs of a training step on the host's cores."""
+    learner, batch = make_learner(trial, corpus, "cpu"), next(iter(plain))
+
+    def step() -> None:
+        learner.learn(batch, lr=1e-6, mixup=1.0)
+
+    return calibrate_step(step, trial.runtime.threads, costs, plain, refresh)
+
+
+def calibrate_loader(
+    make: Make,
+    cores: float,
+    batch_bytes: int,
+    refresh: Callable[[], None] = lambda: None,
+    inline: bool = True,
+    watch: Callable[[int], None] = lambda pid: None,
+) -> LoaderCosts:
+    """Measures the loader that `make` builds, on `cores` cores that no other process uses.
+
+    Under a quota, `cores` is the core time that it grants. `refresh` is called before every pass
+    over the loader's data. With `inline` false, this process never reads the dataset itself, and
+    `inline_s` is 0; the caller measures it separately. `watch` is called with the process id of a
+    worker that has worked for a while. Raises ValueError for a loader over an IterableDataset,
+    which does not define the samples of a batch.
+    """
+    plain = make(0, None, False)
+    if isinstance(plain.dataset, IterableDataset):
+        raise ValueError("only a loader over a map-style dataset can be calibrated")
+    whole = math.ceil(cores)
+    max_processes = min(4 * whole, max(whole, MAX_PROCESSES))
+    counts = sorted({1, 2, whole, min(2 * whole, max_processes), max_processes})
+    began, rounds = time.perf_counter(), [measure_round(make, plain, counts, cores, refresh, watch)]
+    while len(rounds) < ROUNDS and time.perf_counter() - began < MAX_ROUNDS_S:
+        rounds.append(measure_round(make, plain, counts, cores, refresh, watch))
+    # Measured last, as forked processes would otherwise share the files that it opens
+    inline_s = measure_inline(plain, refresh) if inline else 0.0
+    samples = count_samples(plain, first_batches(plain, 1)[0])
+    return _derive_costs(rounds, inline_s, cores, samples, batch_bytes)
+
+
+def _derive_costs(
+    rounds: list[RoundFigures], inline_s: float, cores: float, batch_size: int, batch_bytes: int
+) -> LoaderCosts:
+    """Derives the costs of a batch from the measurements of all rounds."""
+    mean = mean_figures(rounds)
+    worker, idle, quota, cpus = mean.worker, mean.handovers[0], cpu_quota(), len(allowed_cpus())
+    prepare_s, sending_s, read_s = _derive_preparation(mean, cores)
+    worker_batches_s = [measured.worker.batch_s for measured in rounds]
+    return LoaderCosts(
+        cores=cores,
+        cpus=cpus if cores < cpus else None,
+        period_s=quota.period_s if quota else LoaderCosts.model_fields["period_s"].default,
+        batch_size=batch_size,
+        batch_bytes=batch_bytes,
+        inline_s=cpu_seconds(inline_s, inline_s + PAUSE_S, read_s, cores),
+        prepare_s=prepare_s,
+        sending=sending_s / prepare_s,
+        read_s=read_s,
+        read_slower=_read_slowdowns(mean.paces, cores, read_s),
+        receive_s=[(others, handover.receive_s) for others, handover in mean.handovers.items()],
+        deliver_s=[
+            (others, max(seconds - mean.handovers[others].receive_s, 0.0))
+            for others, seconds in mean.delivery_s.items()
+        ],
+        # With more processes, workers that wait in turn leave the loop a core
+        wake_s=[
+            (others + 1, handover.wake_s)
+            for others, handover in mean.handovers.items()
+            if others < math.ceil(cores)
+        ],
+        release_s=idle.release_s,
+        fork_s=worker.fork_s,
+        ready_s=max(worker.first_s - worker.batch_s - idle.receive_s, 0.0) * min(1.0, cores),
+        cold_s=max(worker.later_epoch_s - worker.batch_s - mean.delivery_s[0], 0.0)
+        * min(1.0, cores),
+        shared=[
+            (n, (_even_share_s(pace, n, cores, read_s) + sending_s) / prepare_s)
+            for n, pace in mean.paces.items()
+        ],
+        spread=(max(worker_batches_s) - min(worker_batches_s)) / 2 / worker.batch_s,
+    )
+
+
+class _Preparation(NamedTuple):
+    """Holds the costs of preparing a batch in a worker, in seconds."""
+
+    prepare_s: float  # of CPU, including its copy to /dev/shm
+    sending_s: float  # part of prepare_s for that copy
+    read_s: float  # of waiting for reads
+
+
+def _derive_preparation(mean: RoundFigures, cores: float) -> _Preparation:
+    """Derives the costs of preparing a batch from a competing process and from a worker."""
+    alone, worker_s = mean.paces[1], mean.worker.batch_s
+    read_s = alone.wall_s - alone.cpu_s
+    read_s = read_s if read_s > 0.02 * alone.wall_s else 0.0  # less is timing noise
+    if alone.cpu_s > SATURATED * cores * alone.wall_s:
+        read_s = 0.0  # a quota below one core throttled it, and longer than it waited for reads
+    plain_s = _even_share_s(alone, 1, cores, read_s)
+    # A worker takes at least as long as a competing process, which does not send its batches
+    prepare_s = max(cpu_seconds(worker_s, worker_s, read_s, cores), plain_s)
+    return _Preparation(prepare_s, prepare_s - plain_s, read_s)
+
+
+def _read_slowdowns(paces: dict[int, Pace], cores: float, read_s: float) -> list[tuple[int, float]]:
+    """Returns by which factor reads take longer, for every number of processes up to `cores`.
+
+    Returns an empty list if a batch does not wait for reads.
+    """
+    if not read_s:
+        return []
+    return [
+        (n, max((pace.wall_s - pace.cpu_s) / read_s, 1.0))
+        for n, pace in paces.items()
+        if n <= cores
+    ]
+
+
+def cpu_seconds(took_s: float, turn_s: float, read_s: float, cores: float) -> float:
+    """Returns the CPU seconds a batch of a process that took `took_s` for it, reads included.
+
+    The process prepares a batch every `turn_s`. A quota below one core grants it at most that share
+    of the turn, and throttles it for the rest.
+    """
+    return min(max(took_s - read_s, 0.0), cores * turn_s)
+
+
+def _even_share_s(pace: Pace, count: int, cores: float, read_s: float) -> float:
+    """Returns the seconds a batch takes with an even share of the cores, for `count` processes.
+
+    Processes that wait for reads hardly compete for the cores. Then only the CPU time of one
+    process is known, and is returned.
+    """
+    return pace.cpu_s if read_s else pace.wall_s / max(1.0, count / cores)

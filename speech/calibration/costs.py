@@ -1,0 +1,146 @@
+"""Defines the costs of a batch that a calibration measures on this machine.
+
+Forecasts are computed from these figures. The module does not import torch, and a plan of a
+thousand trials is therefore forecast in seconds. Seconds are those of a process with a core of its
+own. The three rates of DS-Analyzer (Mohan et al., VLDB 2021, section 3) follow from the figures. G
+is the rate of the accelerator, P that of preparation on all cores, and F that of reading.
+"""
+
+import math
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from speech.training_config import Device
+
+
+class LoaderCosts(BaseModel):
+    """Holds the costs of a loader, for one dataset, loader format and batch size."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    cores: float = Field(
+        gt=0,
+        description=(
+            "cores that the processes share; under a quota below that, the core time it grants"
+        ),
+    )
+    cpus: int | None = Field(
+        None, description="under a quota, the cores on which the processes run until it is used up"
+    )
+    period_s: float = Field(0.1, ge=0, description="period of the quota in seconds")
+    batch_size: int = Field(ge=1, description="clips a batch")
+    batch_bytes: int = Field(
+        description="bytes of /dev/shm for a batch, every tensor in whole pages"
+    )
+    inline_s: float = Field(
+        ge=0, description="CPU seconds a batch if the training process prepares it"
+    )
+    prepare_s: float = Field(
+        gt=0, description="CPU seconds a batch in a worker, including its copy to /dev/shm"
+    )
+    sending: float = Field(
+        0.0, description="share of prepare_s for the copy to /dev/shm, which only workers make"
+    )
+    read_s: float = Field(
+        0.0, description="seconds a batch of waiting for reads, without use of a core"
+    )
+    read_slower: list[tuple[int, float]] = Field(
+        [], description="pairs: processes that read at once, factor by which reads take longer"
+    )
+    receive_s: list[tuple[int, float]] = Field(
+        description=(
+            "pairs: processes besides the sending worker, seconds of the training process to"
+            " receive a ready batch. Both processes exchange messages for it, and wait for a core"
+            " before every message"
+        )
+    )
+    deliver_s: list[tuple[int, float]] = Field(
+        description=(
+            "pairs: processes besides the batch's worker, seconds from a batch's end until it is"
+            " ready for the training process"
+        )
+    )
+    wake_s: list[tuple[int, float]] = Field(
+        description=(
+            "pairs: active processes, seconds by which a process wakes late after a short wait"
+        )
+    )
+    release_s: float = Field(description="seconds of the training process to release a batch")
+    fork_s: float = Field(description="seconds of the training process to start one worker")
+    ready_s: float = Field(description="CPU seconds of a new worker before its first batch")
+    cold_s: float = Field(
+        0.0,
+        description="extra CPU seconds for an epoch's first batch if no worker was started for it",
+    )
+    shared: list[tuple[int, float]] = Field(
+        description=(
+            "pairs: active processes, factor by which they are slower than an even share of the"
+            " cores"
+        )
+    )
+    spread: float = Field(description="relative half-range of the measurements of all rounds")
+
+
+class StepCosts(BaseModel):
+    """Holds the costs of a training step on one batch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    cpu_s: float = Field(0.0, ge=0, description="CPU seconds of every thread on the host")
+    threads: int = Field(1, ge=1, description="threads that compute at once on the host")
+    wait_s: float = Field(
+        0.0, description="seconds in which the accelerator works and the host waits"
+    )
+    beside: list[tuple[int, float]] = Field(
+        [],
+        description=(
+            "pairs: processes that prepare beside the step, factor by which the step is slower than"
+            " an even share of the cores"
+        ),
+    )
+    prepare_beside: list[tuple[int, float]] = Field(
+        [],
+        description="pairs: the same processes, factor by which they are slower than an even share",
+    )
+    spread: float = Field(0.0, description="relative half-range, see LoaderCosts.spread")
+
+
+def simulated_step(device_config: Device) -> StepCosts:
+    """Returns the costs of a step of the simulated accelerator, as configured."""
+    return StepCosts(cpu_s=device_config.host_cpu_s, wait_s=device_config.step_s)
+
+
+class Calibration(BaseModel):
+    """Holds the costs of loader and step, as stored in the cache and in the tracker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    loader: LoaderCosts
+    step: StepCosts
+    simulated: bool = Field(
+        False,
+        description=(
+            "whether the accelerator is simulated: every trial's configuration then states its step"
+        ),
+    )
+    took_s: float = Field(description="seconds that the calibration took")
+
+    def accelerator_clips_per_s(self) -> float:
+        """Returns DS-Analyzer's G, the rate of the accelerator if all batches are ready."""
+        step_s = self.step.wait_s + self.step.cpu_s * max(
+            1.0, self.step.threads / self.loader.cores
+        )
+        return self.loader.batch_size / step_s if step_s else float("inf")
+
+    def preparation_clips_per_s(self) -> float:
+        """Returns DS-Analyzer's P, the rate of preparation if all cores prepare without waiting."""
+        slower = dict(self.loader.shared).get(math.ceil(self.loader.cores), 1.0)
+        return self.loader.cores * self.loader.batch_size / (self.loader.prepare_s * slower)
+
+    def reading_clips_per_s(self, workers: int) -> float:
+        """Returns DS-Analyzer's F, the rate of reading if `workers` workers read at once."""
+        return (
+            max(workers, 1) * self.loader.batch_size / self.loader.read_s
+            if self.loader.read_s
+            else float("inf")
+        )

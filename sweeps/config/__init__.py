@@ -1,0 +1,1 @@
+"""Reads and checks a sweep file, and plans its trials."""

@@ -1,0 +1,1 @@
+"""Forecasts of a trial before it runs: seconds, /dev/shm and memory."""

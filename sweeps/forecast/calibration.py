@@ -1,0 +1,268 @@
+"""Measures the cost of a batch on this machine and caches it.
+
+One calibration serves all trials that prepare the same batches for the same step. Its name is a
+hash of everything that decides the cost of a batch, and of nothing that a forecast can vary. The
+hash covers hardware, kernel, torch, the clips and how they are read, features, augmentation,
+format, batch size, device and threads. It excludes the number of workers, their prefetch and the
+size of /dev/shm. The same name means the same costs, so a sweep that is launched again measures
+nothing.
+
+A calibration runs in a process tree like that of a trial. Its loader can fail in a way that is a
+result only for a trial: /dev/shm too small, out of memory, or no end. The sweep then continues, and
+the trials are uncalibrated: they run, and only their /dev/shm requirement is forecast.
+"""
+
+import functools
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from speech.atomic_files import replace_file
+from speech.byte_sizes import format_size
+from speech.cache_folder import cache_dir
+from speech.calibration.costs import Calibration
+from speech.config import RuntimeSettings, Trial, TrialConfig
+from speech.cpu import cpu_model
+from speech.shapes import batch_bytes, dataset_bytes
+from speech.shm_usage import shm_usage
+from sweeps.config.plan import TrialSpec
+from sweeps.host.hygiene import wait_until_idle
+from sweeps.host.node import Log, Node, PreflightError
+from sweeps.sandbox.isolation import ForkServer, Record, Task
+from sweeps.sandbox.outcome import classify
+from sweeps.trial_states import Outcome
+
+# Part of every name: raise it to measure the same batches on the same machine again
+COSTS_VERSION = 2
+# Packages that decode, collate and compute
+PACKAGES = ("torch", "torchvision", "torchaudio", "numpy", "pillow", "soundfile")
+MAX_BATCHES_IN_SHM = 6  # most batches that a calibration's loaders have in /dev/shm at once
+PRIVATE_SHM_BATCHES = 16  # number of batches that fit into a private /dev/shm
+TIMEOUT_S = 300.0  # a minute is usual; reads of a slow drive take longer
+IDLE_WAIT_S = 5.0  # longest wait for an idle machine
+# Outcomes that do not stop a sweep
+LOADER_OUTCOMES = (Outcome.SHM_EXHAUSTED, Outcome.OOM, Outcome.TIMEOUT)
+
+
+class CalibrationRequest(NamedTuple):
+    """A calibration that several trials can share."""
+
+    name: str  # 16 hex digits
+    config: TrialConfig  # the configuration of one of these trials
+    runtime: RuntimeSettings
+
+    def __str__(self) -> str:
+        return f"{self.config.loader.format}, batches of {self.config.loader.batch_size}"
+
+
+def required_calibrations(
+    trials: Iterable[TrialSpec],
+    runtimes: Mapping[str, RuntimeSettings],
+    fingerprints: Mapping[str, str],
+    node: Node,
+) -> dict[str, CalibrationRequest]:
+    """Returns the calibration that a trial's forecast requires, by trial id.
+
+    Trials without an entry in `runtimes` have none. Neither have trials on a GPU, because their
+    steps overlap the loop, which the simulation does not model.
+
+    `runtimes` maps a trial's id to its runtime settings. `fingerprints` maps Corpus.selection_key()
+    to the fingerprint of the corpus.
+    """
+    return {
+        trial.trial_id: CalibrationRequest(
+            calibration_name(
+                trial.config, settings, fingerprints[trial.config.corpus.selection_key()], node
+            ),
+            trial.config,
+            settings,
+        )
+        for trial in trials
+        if (settings := runtimes.get(trial.trial_id)) and node.device(trial.config) != "cuda"
+    }
+
+
+def calibration_name(
+    config: TrialConfig, runtime: RuntimeSettings, fingerprint: str, node: Node
+) -> str:
+    """Returns the hash of everything that decides the cost of a batch of `config` on `node`."""
+    cores = node.cores_of(runtime.cpus)
+    quota = [f"{cores:g} of them"] if cores != len(runtime.cpus or node.cpus) else []
+    hashed = {
+        "measured": COSTS_VERSION,
+        "machine": [
+            platform.node(),
+            cpu_model(),
+            len(runtime.cpus or node.cpus),
+            platform.release(),
+            *quota,
+        ],
+        "packages": _package_versions(),
+        "corpus": [
+            fingerprint,
+            config.corpus.seconds,
+            config.corpus.cache,
+            config.corpus.read_latency_s,
+        ],
+        "features": config.features.model_dump(mode="json"),
+        "augment": config.augment.model_dump(mode="json"),
+        "loader": config.loader.model_dump(
+            mode="json", include={"format", "batch_size", "start_method"}
+        ),
+        "device": node.device(config),
+        "runtime": runtime.model_dump(mode="json", exclude={"cpus"}),
+    }
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True, allow_nan=False).encode()).hexdigest()[
+        :16
+    ]
+
+
+@functools.cache
+def _package_versions() -> list[str]:
+    """Returns the versions of PACKAGES.
+
+    They are read once per process: a thousand names would read the metadata for seconds.
+    """
+    return [version(name) for name in PACKAGES]
+
+
+def load_or_measure(
+    fork_server: ForkServer,
+    requests: Iterable[CalibrationRequest],
+    private: bool,
+    log_file: Path,
+    log: Log,
+) -> dict[str, Calibration]:
+    """Returns calibrations by name, from the cache if possible; measures and caches the others.
+
+    A calibration that fails with one of LOADER_OUTCOMES is absent from the result. `private` means
+    that it is measured in a /dev/shm of its own, at least as large as the machine's. Raises
+    PreflightError if the machine cannot run the calibration or the trials.
+    """
+    calibrations: dict[str, Calibration] = {}
+    for request in {request.name: request for request in requests}.values():
+        calibration = _load(request.name) or _measure(fork_server, request, private, log_file, log)
+        if calibration:
+            calibrations[request.name] = calibration
+    return calibrations
+
+
+def load_cached(names: Iterable[str]) -> dict[str, Calibration]:
+    """Returns those calibrations of `names` that are in the cache, by name."""
+    return {name: calibration for name in names if (calibration := _load(name))}
+
+
+def _load(name: str) -> Calibration | None:
+    """Reads a calibration from the cache; returns None if its file is missing or corrupt."""
+    try:
+        return Calibration.model_validate_json(_file(name).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def save_calibration(name: str, calibration: Calibration) -> None:
+    """Writes a calibration to the cache; the file appears there complete or not at all."""
+    with replace_file(_file(name)) as unfinished:
+        unfinished.write_text(calibration.model_dump_json(indent=1))
+
+
+def _file(name: str) -> Path:
+    """Returns the path of a calibration in the cache."""
+    return cache_dir() / "calibrations" / f"{name}.json"
+
+
+def _measure(
+    fork_server: ForkServer, request: CalibrationRequest, private: bool, log_file: Path, log: Log
+) -> Calibration | None:
+    """Measures a calibration, and logs how long it took or why it failed; None if it failed.
+
+    A calibration that was measured while the machine was busy is used, but not cached.
+    """
+    batch, usage = batch_bytes(request.config, request.config.loader.batch_size), shm_usage()
+    required, free = (
+        dataset_bytes(request.config) + MAX_BATCHES_IN_SHM * batch,
+        usage.limit_bytes - usage.used_bytes,
+    )
+    if not private and required > free:
+        log(
+            f"{request} can't be calibrated: that needs {format_size(required)} of /dev/shm, and"
+            f" {format_size(free)} is free"
+        )
+        return None
+    log(f"calibrating {request}: measured once on this machine, in about a minute")
+    conditions = wait_until_idle(IDLE_WAIT_S)
+    trial = Trial(
+        config=request.config, seed=0, runtime=request.runtime, folder=str(log_file.parent)
+    )
+    size = max(usage.limit_bytes, PRIVATE_SHM_BATCHES * batch) if private else None
+    task = Task(
+        "calibrate",
+        trial.model_dump(),
+        private,
+        size,
+        request.runtime.cpus,
+        request.runtime.threads,
+    )
+    log_file.unlink(missing_ok=True)
+    *records, ending = fork_server.run(task, log_file, TIMEOUT_S)
+    error = next((record for record in records if record["kind"] == "error"), None)
+    result = next((record for record in records if record["kind"] == "calibration"), None)
+    if result and not error and ending["status"] == 0:
+        log_file.unlink(missing_ok=True)
+        return _accept(request, result["calibration"], conditions.get("unsettled"), log)
+    _log_failure(request, error, ending, log_file, log)
+    return None
+
+
+def _accept(
+    request: CalibrationRequest, measured: Record, busy_reason: str | None, log: Log
+) -> Calibration | None:
+    """Returns the calibration, and caches it unless the machine was busy; None if it is illegal."""
+    try:
+        calibration = Calibration.model_validate(measured)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        log(
+            f"calibrating {request} measured an impossible cost, so its trials are uncalibrated:"
+            f" {field} is {first['input']!r}"
+        )
+        return None
+    if busy_reason is not None:
+        log(
+            f"calibrated {request} in {calibration.took_s:.0f} s, not cached for other launches,"
+            f" because {busy_reason}"
+        )
+    else:
+        save_calibration(request.name, calibration)
+        log(f"calibrated {request} in {calibration.took_s:.0f} s")
+    return calibration
+
+
+def _log_failure(
+    request: CalibrationRequest, error: Record | None, ending: Record, log_file: Path, log: Log
+) -> None:
+    """Logs why a calibration failed. Raises PreflightError unless it is one of LOADER_OUTCOMES.
+
+    `error` and `ending` are the error record, if there is one, and the exit record.
+    """
+    if error and error["type"] == "Killed" and ending.get("oom_kills"):
+        error = None  # the kernel killed it, which is no error of the data set
+    ended = classify(error, ending, None, log_file.read_text(errors="replace"))
+    if ended.outcome not in LOADER_OUTCOMES:
+        raise PreflightError(
+            f"calibrating {request} failed: {ended.evidence}. Write calibrate: false to run"
+            f" without forecasts. Its output is in {log_file}."
+        )
+    why = (
+        f"not finished after {TIMEOUT_S:.0f} s"
+        if ended.outcome == Outcome.TIMEOUT
+        else ended.evidence
+    )
+    log(f"calibrating {request} failed, so its trials are uncalibrated: {why}")

@@ -1,0 +1,59 @@
+"""Decides whether something outside a trial disturbed its timed epochs.
+
+A disturbed trial is flagged and runs once more; both runs stay in the tracker. The decision depends
+on the activity of the rest of the machine, never on the trial's duration. Discarding slow trials
+would make every table look better than it is. A trial disturbed twice stays flagged, and tables
+report the flag.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from sweeps.metrics import METRICS
+
+# Fraction of the trial's cores. In the 27 timed trials of sweep.yaml an undisturbed launch's own
+# processes took 0.02 to 0.04 of two cores
+OUTSIDE_LIMIT = 0.1
+# Lower bound of the limit, in cores: with a quota of half a core, the launch's own processes take
+# twice the fraction
+OUTSIDE_CORES = 0.1
+MEMORY_LIMIT = 0.05  # fraction of the time
+
+
+def disturbance(
+    summary: dict[str, float], epochs: Iterable[dict[str, Any]], cores: float = 1.0
+) -> str | None:
+    """Returns the causes of a trial's disturbance as text, or None for an undisturbed trial.
+
+    `epochs` are the trial's epoch records, and `cores` is the CPU time that it had, in cores.
+
+    Throttling by a quota is no disturbance: a trial that needs more than its quota is throttled in
+    every run, and its times are correct for this machine. Use of the same quota by other processes
+    is a disturbance: it counts as use outside the trial (speech/usage.py).
+    """
+    causes = []
+    outside = summary.get("external_cpu_fraction", 0.0)
+    if outside > max(OUTSIDE_LIMIT, OUTSIDE_CORES / cores):
+        causes.append(
+            f"other processes used {100 * outside:.0f} % of its"
+            f" {'CPU quota' if 'throttled_s' in summary else 'cores'}"
+        )
+    warm = [epoch["metrics"] for epoch in epochs if not epoch["warmup"]]
+    waits = [
+        epoch["pressure/memory_fraction"] for epoch in warm if "pressure/memory_fraction" in epoch
+    ]
+    if waits and max(waits) > MEMORY_LIMIT:
+        causes.append(f"tasks of the node waited for memory {100 * max(waits):.0f} % of an epoch")
+    return ", ".join(causes) or None
+
+
+def is_timing(metric: str) -> bool:
+    """Returns whether a disturbance distorts a block's metric.
+
+    It distorts times and rates, but not accuracies or bytes.
+    """
+    return METRICS[metric][0] in ("s", "1/s") or metric in (
+        "wait_fraction",
+        "busy_fraction",
+        "prefetch_hit_rate",
+    )

@@ -1,0 +1,1 @@
+"""Builds, watches and ends a process tree that has its own /dev/shm."""

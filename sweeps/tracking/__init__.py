@@ -1,0 +1,1 @@
+"""Stores the results of a sweep: MLflow, the outbox before it, states and reruns."""

@@ -1,0 +1,71 @@
+"""A disk that is full: what fails for want of room names machine and place, and nothing else is
+blamed on it."""
+
+import errno
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sweeps.execution.disk import DiskFull, check_disk, translate_disk_errors
+from sweeps.host import host_lock
+from tests.trees import can_isolate
+
+FULL = """
+import errno, pathlib, pickle, sys, types
+from sweeps.execution.disk import DiskFull, translate_disk_errors
+folder = pathlib.Path(sys.argv[1])
+try:
+    with translate_disk_errors(types.SimpleNamespace(folder=folder / "planted")):
+        (folder / "zeros").write_bytes(bytes(3 << 20))
+except DiskFull as error:
+    print(error)
+"""
+
+
+def test_an_error_for_want_of_room_names_the_machine_and_arrives_from_another_process(
+    tmp_path,
+) -> None:
+    with pytest.raises(DiskFull) as raised, translate_disk_errors(SimpleNamespace(folder=tmp_path)):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", "/planted/file")
+    error = pickle.loads(pickle.dumps(raised.value))
+    assert (error.machine, error.places, str(error)) == (
+        host_lock.identity(),
+        ["/planted/file"],
+        "no space left in /planted/file",
+    )
+
+
+def test_with_room_nothing_is_blamed_on_the_disk(tmp_path) -> None:
+    check_disk(SimpleNamespace(folder=tmp_path / "not" / "made" / "yet"))
+    with (
+        pytest.raises(OSError, match="planted") as raised,
+        translate_disk_errors(SimpleNamespace(folder=tmp_path)),
+    ):
+        raise OSError(errno.EIO, "planted")
+    assert not isinstance(raised.value, DiskFull)
+
+
+def test_the_place_without_room_is_found(tmp_path) -> None:
+    if not can_isolate():
+        pytest.skip("this machine forbids mount namespaces")
+    command = 'mount -t tmpfs -o size=2m tmpfs "$2" && exec "$1" -c "$3" "$2"'
+    unshare = [
+        "unshare",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        command,
+        "sh",
+        sys.executable,
+        str(tmp_path),
+        FULL,
+    ]
+    done = subprocess.run(
+        unshare, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == (f"no space left in {tmp_path}/planted\n", "")

@@ -1,0 +1,126 @@
+"""What is known of a sweep before it runs: rows of plan.json, and how long it will take in words."""
+
+import pytest
+
+from speech.calibration.costs import StepCosts
+from speech.config import RuntimeSettings
+from sweeps.config.sweep_file import load
+from sweeps.execution import sweep as launching
+from sweeps.execution import trial_preparation
+from sweeps.execution.hosts import HostPlan
+from sweeps.execution.local_host import LocalHost
+from sweeps.forecast.trial_forecasts import format_rough_duration, prepare_forecasts
+from sweeps.host.node import Node
+from sweeps.tracking.sweep_state import SweepState
+from tests.planted_calibrations import planted
+
+SWEEP = """
+name: planted
+method: forecast
+order: listed
+parameters:
+  corpus: {{name: folder, path: {tones}, words: [low, high]}}
+  loader: {{format: png, batch_size: 4, num_workers: {{values: [0, 1, 2]}}, shm_size: {{values: [2M, 64M]}}}}
+  device: {{prefer: [simulated], step_s: 0.05}}
+  sgdr: {{epochs: 2}}
+"""
+NODE = Node((), (0, 1))
+
+
+@pytest.fixture
+def made(tones, tmp_path):
+    (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones))
+    return prepare_forecasts(load(tmp_path / "sweep.yaml"), lambda line: None)
+
+
+def foresee(made, settled=()) -> None:
+    needs = made.required_calibrations(
+        {trial.trial_id: RuntimeSettings(threads=2) for trial in made.plan.trials}, NODE
+    )
+    assert len({each.name for each in needs.values()}) == 1
+    made.add_forecasts(
+        needs, {each.name: planted(StepCosts(wait_s=0.05)) for each in needs.values()}, settled
+    )
+
+
+def test_before_anything_is_calibrated_a_row_is_a_trial_and_nothing_is_left_out(made) -> None:
+    rows = made.rows()
+    assert [row.keys() for row in rows] == [{"trial_id", "block", "repeat", "swept"}] * 6
+    outline = made.outline({}, made.pending([])).splitlines()
+    assert outline[0] == "planted: 6 trials (6 in trials), 6 new; 6 to run"
+    assert "calibrated" in outline[1]
+    assert len(outline) == 2
+
+
+def test_a_launch_leaves_trials_on_a_gpu_uncalibrated(
+    tones, tracking, tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(
+        SWEEP.format(tones=tones).replace("[simulated]", "[cuda, simulated]")
+    )
+    made = prepare_forecasts(load(tmp_path / "sweep.yaml"), lambda line: None)
+    monkeypatch.setattr(trial_preparation, "_choose_runtimes", lambda sweep, owner: None)
+    parent = tracking.start_sweep("planted", "", made.rows(), "")
+    said: list[str] = []
+    site = HostPlan(
+        Node(("a GPU",), (0, 1)),
+        made,
+        {trial.trial_id: RuntimeSettings(threads=2) for trial in made.plan.trials},
+    )
+    sweep = launching.Sweep(
+        made.config,
+        tracking,
+        parent,
+        tmp_path,
+        LocalHost(None, tmp_path / "remains", said.append),
+        {"this machine": site},
+        SweepState(made.plan.trials, {}, {}),
+    )
+    trial_preparation.prepare_trials(sweep, "a test")
+    assert (made.forecasts, said, len(sweep.pending)) == ({}, [], 6)
+
+
+def test_a_row_that_is_not_measured_says_so_and_holds_its_parameters(made) -> None:
+    """3 batches on 2 cores. Without workers 3 x 130 ms; one worker 3 x 80 ms and a step; two: 80 ms
+    and 3 steps. 2M is too small."""
+    foresee(made)
+    rows = {
+        (row["swept"]["loader.num_workers"], row["swept"]["loader.shm_size"] >> 20): row
+        for row in made.rows()
+    }
+    assert rows[1, 64]["forecast"]["forecast_epoch_s"] == pytest.approx(3 * 0.08 + 0.05)
+    assert rows[2, 64]["forecast"]["forecast_epoch_s"] == pytest.approx(0.08 + 3 * 0.05)
+    assert [cell for cell, row in rows.items() if row.get("measured", True)] == [(2, 64)]
+    left_out = rows[1, 2]
+    assert left_out["measured"] is False
+    assert left_out["config"]["loader.num_workers"] == 1
+    assert left_out["config"]["loader.shm_size"] == 2 << 20
+    assert [trial.trial_id for trial in made.pending([])] == [rows[2, 64]["trial_id"]]
+
+
+def test_what_is_settled_has_been_measured(made) -> None:
+    slow = made.plan.trials[0].trial_id
+    foresee(made, {slow: "completed"})
+    assert "measured" not in next(row for row in made.rows() if row["trial_id"] == slow)
+    said = made.outline({slow: "completed"}, made.pending([slow]))
+    assert said.startswith(
+        "planted: 6 trials (6 in trials), 1 settled, 1 new, 4 not measured; 1 to run, about 0 s"
+    )
+
+
+def test_the_time_it_will_take_is_that_of_the_epochs_that_are_left(made) -> None:
+    """2 epochs each of 390, 290 and 230 ms; what overflows ends at once, so leaving it out saves
+    nothing."""
+    foresee(made)
+    assert made.outline({}, made.pending([])).splitlines() == [
+        "planted: 6 trials (6 in trials), 1 new, 5 not measured; 1 to run, about 0 s",
+        "measured: 1 of 6 trials; 5 are forecast, about 2 s saved",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "0 s"), (89, "89 s"), (400, "7 min"), (5300, "88 min"), (9000, "2.5 h")],
+)
+def test_a_time_is_told_in_a_unit_that_suits_it(seconds: float, said: str) -> None:
+    assert format_rough_duration(seconds) == said

@@ -1,0 +1,160 @@
+"""Which trials method: forecast leaves out, on grids whose answer is plain."""
+
+from dataclasses import replace
+
+import pytest
+
+from speech.config import TrialConfig
+from sweeps.config.config import Metric
+from sweeps.config.plan import TrialSpec
+from sweeps.forecast.forecast import Forecast
+from sweeps.forecast.shm_fit import ShmRequirement
+from sweeps.forecast.trial_selection import skippable_trials
+
+EPOCH_S = Metric(name="epoch_s", goal="minimize")
+MIB = 1 << 20
+
+
+class Grid:
+    """Cells planted one by one: interval of the forecast, None for an uncalibrated one, and how it
+    fits."""
+
+    def __init__(self) -> None:
+        self.trials: list[TrialSpec] = []
+        self.forecasts: dict[str, Forecast] = {}
+        self.fits: dict[str, ShmRequirement] = {}
+
+    def cell(
+        self,
+        name,
+        workers,
+        interval,
+        fits="fits",
+        block="b",
+        metric=EPOCH_S,
+        repeat=1,
+        shm=64,
+        **loader,
+    ) -> None:
+        config = TrialConfig.model_validate(
+            {
+                "corpus": {"name": "synthetic", "words": ["yes", "no"]},
+                "loader": {"num_workers": workers, "shm_size": shm * MIB} | loader,
+                "device": {"prefer": ["simulated"], "step_s": 0.1},
+            }
+        )
+        self.trials.append(TrialSpec(name, block, repeat, 1, config, {}, metric, 0, 60.0))
+        if interval:
+            low, high = interval
+            self.forecasts[name] = Forecast((low + high) / 2, low, high, *[0.0] * 6, 0, 0.0)
+        self.fits[name] = {
+            "fits": ShmRequirement(1, 2, 3, 4, 9),
+            "depends": ShmRequirement(1, 2, 3, 4, 3),
+            "overflows": ShmRequirement(1, 2, 3, 4, 1),
+        }[fits]
+
+    def left_out(self) -> set[str]:
+        return set(skippable_trials(self.trials, self.forecasts, self.fits))
+
+
+@pytest.fixture
+def grid() -> Grid:
+    return Grid()
+
+
+def test_what_can_not_be_told_from_the_fastest_is_measured_and_the_rest_is_not(grid) -> None:
+    for name, workers, interval in [
+        ("0", 0, (9, 11)),
+        ("1", 1, (5, 6)),
+        ("2", 2, (3.9, 4.4)),
+        ("4", 4, (3.6, 4.0)),
+        ("8", 8, (4.1, 4.6)),
+    ]:
+        grid.cell(name, workers, interval)
+    assert grid.left_out() == {"0", "1", "8"}, "no interval that begins above 4.0"
+
+
+def test_intervals_that_touch_are_measured(grid) -> None:
+    grid.cell("fast", 2, (3.0, 4.0))
+    grid.cell("touches", 1, (4.0, 5.0))
+    assert grid.left_out() == set()
+
+
+def test_a_trial_that_is_sure_to_overflow_is_left_out_and_puts_nothing_out_of_reach(grid) -> None:
+    grid.cell("overflows", 8, (1, 2), "overflows")
+    grid.cell("fits", 2, (3, 4))
+    grid.cell("slow", 0, (6, 7))
+    assert grid.left_out() == {"overflows", "slow"}
+
+
+def test_a_trial_that_may_overflow_is_measured_and_puts_nothing_out_of_reach(grid) -> None:
+    grid.cell("depends", 8, (1, 2), "depends")
+    grid.cell("fits", 2, (3, 4))
+    grid.cell("slow", 0, (6, 7))
+    assert grid.left_out() == {"slow"}
+
+
+def test_where_none_is_sure_to_fit_all_that_may_are_measured(grid) -> None:
+    grid.cell("depends", 8, (1, 2), "depends")
+    grid.cell("also", 4, (6, 7), "depends")
+    assert grid.left_out() == set()
+
+
+def test_an_uncalibrated_trial_is_measured_whatever_its_dev_shm(grid) -> None:
+    grid.cell("fast", 2, (3, 4))
+    grid.cell("unknown", 1, None)
+    grid.cell("unknown and too small", 4, None, "overflows")
+    assert grid.left_out() == set()
+
+
+def test_every_repeat_of_a_cell_goes_the_same_way(grid) -> None:
+    for repeat in (1, 2, 3):
+        grid.cell(f"fast {repeat}", 2, (3, 4), repeat=repeat)
+        grid.cell(f"slow {repeat}", 0, (6, 7), repeat=repeat)
+    assert grid.left_out() == {"slow 1", "slow 2", "slow 3"}
+
+
+def test_each_size_of_dev_shm_competes_and_each_block_and_form_is_a_question_of_its_own(
+    grid,
+) -> None:
+    grid.cell("small", 2, (3, 4), shm=64)
+    grid.cell("large", 4, (4.5, 5), shm=1024)
+    grid.cell("another block", 4, (8, 9), block="c")
+    grid.cell("another form", 4, (8, 9), format="packed")
+    grid.cell("another form, slower", 0, (10, 11), format="packed")
+    assert grid.left_out() == {"large", "another form, slower"}
+
+
+def test_the_trial_without_workers_belongs_to_each_prefetch_it_could_have_had(grid) -> None:
+    """Planned once, it is in reach of the slow prefetch alone, so it is measured."""
+    grid.cell("0", 0, (5, 6), prefetch_factor=2)
+    grid.cell("2 of 2", 2, (3, 4), prefetch_factor=2)
+    grid.cell("2 of 1", 2, (5.5, 7), prefetch_factor=1)
+    grid.cell("4 of 1", 4, (7, 8), prefetch_factor=1)
+    assert grid.left_out() == {"4 of 1"}
+    grid.trials = [trial for trial in grid.trials if trial.config.loader.prefetch_factor == 2]
+    assert grid.left_out() == {"0"}
+
+
+@pytest.mark.parametrize("name", ["accuracy", "shm_peak_bytes", "first_batch_s"])
+def test_a_block_that_compares_something_else_is_measured_whole(grid, name: str) -> None:
+    metric = Metric(name=name, goal="maximize" if name == "accuracy" else "minimize")
+    grid.cell("fast", 2, (3, 4), metric=metric)
+    grid.cell("slow", 0, (6, 7), metric=metric)
+    grid.cell("overflows", 8, (6, 7), "overflows", metric=metric)
+    assert grid.left_out() == set()
+
+
+def test_rates_rank_as_times_do(grid) -> None:
+    metric = Metric(name="clips_per_s", goal="maximize")
+    grid.cell("fast", 2, (3, 4), metric=metric)
+    grid.cell("slow", 0, (6, 7), metric=metric)
+    assert grid.left_out() == {"slow"}
+
+
+def test_the_order_of_the_plan_does_not_matter(grid) -> None:
+    grid.cell("slow", 0, (6, 7))
+    grid.cell("fast", 2, (3, 4))
+    before = grid.left_out()
+    grid.trials = [replace(trial) for trial in reversed(grid.trials)]
+    assert grid.left_out() == before == {"slow"}
