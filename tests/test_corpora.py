@@ -7,6 +7,7 @@ import re
 import shutil
 import tarfile
 import unicodedata
+import urllib.request
 import wave
 from collections import Counter
 from pathlib import Path
@@ -318,6 +319,8 @@ def test_a_word_that_cannot_be_spoken_is_a_corpus_error() -> None:
 
 def test_no_network_says_what_to_do(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there
+    # urllib keeps its first opener, with the proxies of that moment, for the whole process.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     with pytest.raises(
         CorpusError, match=r"speech_commands_v0.01.*can't be downloaded.*corpus.path"
     ):
