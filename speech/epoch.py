@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from speech import usage
 from speech.fetches import Fetches, FetchLog, prefetch_hit_rate, worker_values
 from speech.learner import Interval, Learner
+from speech.loading import choose_fetch
 from speech.shm_usage import shm_usage
 from speech.timing import Gauge, Timeline, accelerator_metrics
 
@@ -97,13 +98,13 @@ def _run_steps(
     timeline: Timeline,
 ) -> _Passed:
     """Runs the timed loop over the `batches` of `loader`; its laps are added to `timeline`."""
-    passed = _Passed()
+    passed, fetch = _Passed(), choose_fetch(loader)
     uses_shm = loader.num_workers > 0  # without workers no batch passes through /dev/shm
     sampled_at = -math.inf
     _, requested = timeline.lap("start")
     for step in range(len(loader)):
         gauge.begin_wait()
-        batch = next(batches)
+        batch = fetch(batches)
         gauge.end_wait()
         if uses_shm and requested - sampled_at >= SAMPLE_S:
             sampled_at = requested

@@ -6,7 +6,9 @@ reason.
 
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from speech import packed
@@ -87,6 +89,27 @@ class EpochBatches(Sampler[BatchRequest]):
             yield BatchRequest(
                 self.epoch, step, list(order[step * self.batch_size : (step + 1) * self.batch_size])
             )
+
+
+def choose_fetch(loader: DataLoader) -> Callable[[Iterator[Any]], Any]:
+    """Returns the function that fetches the next batch from an iterator of `loader`.
+
+    With workers it is `next`. Without workers the calling process prepares the batch, on one
+    thread, as a worker does. More threads are no faster on quiet cores (docs/benchmarks.md), and
+    beside one busy process they wait for each other so long that a batch takes 3 to 4 times as
+    long.
+    """
+    return next if loader.num_workers else _fetch_on_one_thread
+
+
+def _fetch_on_one_thread(batches: Iterator[Any]) -> Any:
+    """Returns the next batch, and restores the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return next(batches)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def make_loader(

@@ -86,12 +86,17 @@ class Gauge:
         return None
 
 
-def watch_batches(loader: Batches[T], gauge: Gauge) -> Iterator[T]:
-    """Yields the batches of `loader`, and reports to `gauge` when the loop waits for one."""
+def watch_batches(
+    loader: Batches[T], gauge: Gauge, fetch: Callable[[Iterator[T]], T] = next
+) -> Iterator[T]:
+    """Yields the batches of `loader`, and reports to `gauge` when the loop waits for one.
+
+    `fetch` returns the next batch of the loader's iterator.
+    """
     batches = iter(loader)
     for _ in range(len(loader)):
         gauge.begin_wait()
-        batch = next(batches)
+        batch = fetch(batches)
         gauge.end_wait()
         yield batch
         del batch  # as in training, no batch is held while the loop waits for the next

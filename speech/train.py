@@ -44,7 +44,7 @@ from speech.end_record import end_record
 from speech.epoch import Record, StepFunction, run_epoch
 from speech.fetches import FetchLog
 from speech.learner import Learner, make_learner
-from speech.loading import make_loader
+from speech.loading import choose_fetch, make_loader
 from speech.shapes import batch_bytes
 from speech.timing import Gauge, watch_batches
 
@@ -224,7 +224,9 @@ def _predict(
 ) -> tuple[_Predicted, dict[str, float]]:
     """Predicts the validation split; returns its predictions and the resulting metrics."""
     began = time.perf_counter()
-    scores, labels, loss = learner.predict(watch_batches(validation, gauge))
+    scores, labels, loss = learner.predict(
+        watch_batches(validation, gauge, choose_fetch(validation))
+    )
     accuracy = snapshots.accuracy(scores, labels)
     metrics = {"loss/validation": loss} | (
         {} if math.isnan(accuracy) else {"accuracy/validation": accuracy}

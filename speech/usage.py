@@ -25,6 +25,12 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 BLOCK_BYTES = 512  # the unit in which getrusage counts reads
 READS_ARE_COUNTED = os.path.exists("/proc/self/io")  # not without task accounting
 CHILDREN_ARE_LISTED = os.path.exists("/proc/thread-self/children")  # CONFIG_PROC_CHILDREN
+# Fraction of the cores that others may use during a measurement. In the 27 timed trials of
+# sweep.yaml an undisturbed launch's own processes took 0.02 to 0.04 of two cores
+EXTERNAL_LIMIT = 0.1
+# Lower bound of the limit, in cores: with a quota of half a core, the launch's own processes take
+# twice the fraction
+EXTERNAL_CORES = 0.1
 
 
 class Usage(NamedTuple):
@@ -75,21 +81,15 @@ def usage_metrics(
     their batches. At 0 workers `worker_cpu_s` is None. A worker that finished no batch has reported
     nothing, but may have worked. Therefore the kernel's count is used wherever it exists.
     """
-    main_s, busy_s, cores_s = (
+    main_s, descendants_s = (
         after.main_cpu_s - before.main_cpu_s,
-        after.busy_s - before.busy_s,
-        after.cores_s - before.cores_s,
+        _descendants_s(before, after, worker_cpu_s or 0.0),
     )
-    descendants_s = worker_cpu_s or 0.0
-    if before.descendant_cpu_s is not None and after.descendant_cpu_s is not None:
-        descendants_s = after.descendant_cpu_s - before.descendant_cpu_s
     metrics = {"cpu/main_s": main_s}
     if worker_cpu_s is not None:
         metrics["cpu/worker_s"] = descendants_s
-    if cores_s > 0:
-        metrics["cpu/external_fraction"] = used_fraction(
-            busy_s, cores_s, before.quota, after.quota, main_s + descendants_s
-        )
+    if after.cores_s > before.cores_s:
+        metrics["cpu/external_fraction"] = external_fraction(before, after, worker_cpu_s or 0.0)
     metrics |= _throttling_metrics(before.throttling, after.throttling)
     if READS_ARE_COUNTED:
         metrics["io/read_bytes"] = after.read_bytes - before.read_bytes + worker_read_bytes
@@ -98,6 +98,31 @@ def usage_metrics(
             after.clock_s - before.clock_s
         )
     return metrics
+
+
+def external_fraction(before: Usage, after: Usage, reported_s: float) -> float:
+    """Returns the fraction of the cores that other programs used between two readings.
+
+    `reported_s` are the CPU seconds of this process's descendants where the kernel does not list
+    them.
+    """
+    own_s = after.main_cpu_s - before.main_cpu_s + _descendants_s(before, after, reported_s)
+    busy_s, cores_s = after.busy_s - before.busy_s, after.cores_s - before.cores_s
+    if cores_s <= 0:
+        return 0.0
+    return used_fraction(busy_s, cores_s, before.quota, after.quota, own_s)
+
+
+def external_limit(cores: float) -> float:
+    """Returns the fraction of `cores` cores above which their use by others is a disturbance."""
+    return max(EXTERNAL_LIMIT, EXTERNAL_CORES / cores)
+
+
+def _descendants_s(before: Usage, after: Usage, reported_s: float) -> float:
+    """Returns the CPU seconds of all descendants, or `reported_s` if the kernel has no count."""
+    if before.descendant_cpu_s is None or after.descendant_cpu_s is None:
+        return reported_s
+    return after.descendant_cpu_s - before.descendant_cpu_s
 
 
 def _throttling_metrics(
@@ -178,8 +203,13 @@ def read_descendant_cpu_s() -> float | None:
     if not CHILDREN_ARE_LISTED or os.readlink("/proc/self") != str(os.getpid()):
         # A container may forbid a /proc of its own PID namespace
         return None
+    return read_ended_children_cpu_s() + sum(map(_living_cpu_s, _children("self")))
+
+
+def read_ended_children_cpu_s() -> float:
+    """Reads CPU seconds of the children of this process that have ended, with their descendants."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return ended.ru_utime + ended.ru_stime + sum(map(_living_cpu_s, _children("self")))
+    return ended.ru_utime + ended.ru_stime
 
 
 def _living_cpu_s(pid: str) -> float:

@@ -5,16 +5,18 @@ steps. It never runs the configurations that are to be forecast: no loader has m
 Competing processes without queue or prefetch window show how preparation slows down when cores are
 shared. A loader of one worker among such processes shows the cost of the handover of a batch. The
 speed of a virtual core may vary by half for some seconds, as its host's neighbours come and go. All
-figures are therefore measured in turn, in several rounds, and are means of the rounds.
+figures are therefore measured in turn, in several rounds, and are medians of the rounds. Values
+that other programs disturbed are dropped (speech/calibration/rounds.py).
 
     costs = calibrate_loader(make, cores=2, batch_bytes=4096)
     make(num_workers, prefetch_factor, persistent_workers) -> DataLoader
 """
 
 import math
+import statistics
 import time
-from collections.abc import Callable
-from typing import NamedTuple, cast
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -23,23 +25,30 @@ from speech import accelerator, corpora, page_cache
 from speech.calibration.batch_workers import Pace, count_samples, first_batches
 from speech.calibration.costs import Calibration, LoaderCosts, StepCosts, simulated_step
 from speech.calibration.loader_timings import (
+    DELIVERY,
+    HANDOVER,
+    PACE,
     PAUSE_S,
+    WORKER,
+    Handover,
     Make,
-    RoundFigures,
-    mean_figures,
+    WorkerTimings,
+    loader_figures,
     measure_inline,
-    measure_round,
+    medians,
 )
+from speech.calibration.rounds import Values, measure_rounds
 from speech.calibration.step_timings import calibrate_step
 from speech.config import Trial
 from speech.cpu import allowed_cpus, cpu_quota, usable_cores
 from speech.dataset import ClipDataset
 from speech.learner import make_learner
-from speech.loading import make_loader
+from speech.loading import choose_fetch, make_loader
 from speech.shapes import batch_bytes
 
 ROUNDS = 3
-MAX_ROUNDS_S = 25.0  # no round begins later than this; batches may take seconds
+# After this time fewer rounds suffice, as batches may take seconds
+MAX_ROUNDS_S = 25.0
 MAX_PROCESSES = 32  # competing processes at once, unless there are more cores
 SATURATED = 0.95  # share of a quota below one core; a process that used more was throttled
 
@@ -113,7 +122,8 @@ def calibrate_loader(
     Under a quota, `cores` is the core time that it grants. `refresh` is called before every pass
     over the loader's data. With `inline` false, this process never reads the dataset itself, and
     `inline_s` is 0; the caller measures it separately. `watch` is called with the process id of a
-    worker that has worked for a while. Raises ValueError for a loader over an IterableDataset,
+    worker that has worked for a while. Raises MachineBusy if other programs disturb too much, and
+    ValueError for a loader over an IterableDataset,
     which does not define the samples of a batch.
     """
     plain = make(0, None, False)
@@ -122,23 +132,31 @@ def calibrate_loader(
     whole = math.ceil(cores)
     max_processes = min(4 * whole, max(whole, MAX_PROCESSES))
     counts = sorted({1, 2, whole, min(2 * whole, max_processes), max_processes})
-    began, rounds = time.perf_counter(), [measure_round(make, plain, counts, cores, refresh, watch)]
-    while len(rounds) < ROUNDS and time.perf_counter() - began < MAX_ROUNDS_S:
-        rounds.append(measure_round(make, plain, counts, cores, refresh, watch))
+    figures = loader_figures(make, plain, counts, cores, refresh, watch)
+    # The handover's measurement requires the pace of a worker
+    known = measure_rounds({WORKER: figures[WORKER]}, 1)
+    values = measure_rounds(figures, ROUNDS, MAX_ROUNDS_S, known)
     # Measured last, as forked processes would otherwise share the files that it opens
-    inline_s = measure_inline(plain, refresh) if inline else 0.0
+    inline_s = measure_inline(plain, refresh, choose_fetch(plain)) if inline else 0.0
     samples = count_samples(plain, first_batches(plain, 1)[0])
-    return _derive_costs(rounds, inline_s, cores, samples, batch_bytes)
+    return _derive_costs(values, inline_s, cores, samples, batch_bytes)
 
 
 def _derive_costs(
-    rounds: list[RoundFigures], inline_s: float, cores: float, batch_size: int, batch_bytes: int
+    values: Values, inline_s: float, cores: float, batch_size: int, batch_bytes: int
 ) -> LoaderCosts:
     """Derives the costs of a batch from the measurements of all rounds."""
-    mean = mean_figures(rounds)
-    worker, idle, quota, cpus = mean.worker, mean.handovers[0], cpu_quota(), len(allowed_cpus())
-    prepare_s, sending_s, read_s = _derive_preparation(mean, cores)
-    worker_batches_s = [measured.worker.batch_s for measured in rounds]
+    worker = medians(WorkerTimings, values[WORKER])
+    paces = {count: medians(Pace, measured) for count, measured in _by_count(values, PACE)}
+    handovers = {
+        others: medians(Handover, measured) for others, measured in _by_count(values, HANDOVER)
+    }
+    delivery_s = {
+        others: statistics.median(measured) for others, measured in _by_count(values, DELIVERY)
+    }
+    idle, quota, cpus = handovers[0], cpu_quota(), len(allowed_cpus())
+    prepare_s, sending_s, read_s = _derive_preparation(paces[1], worker.batch_s, cores)
+    worker_batches_s = [measured.batch_s for measured in values[WORKER]]
     return LoaderCosts(
         cores=cores,
         cpus=cpus if cores < cpus else None,
@@ -149,29 +167,35 @@ def _derive_costs(
         prepare_s=prepare_s,
         sending=sending_s / prepare_s,
         read_s=read_s,
-        read_slower=_read_slowdowns(mean.paces, cores, read_s),
-        receive_s=[(others, handover.receive_s) for others, handover in mean.handovers.items()],
+        read_slower=_read_slowdowns(paces, cores, read_s),
+        receive_s=[(others, handover.receive_s) for others, handover in handovers.items()],
         deliver_s=[
-            (others, max(seconds - mean.handovers[others].receive_s, 0.0))
-            for others, seconds in mean.delivery_s.items()
+            (others, max(seconds - handovers[others].receive_s, 0.0))
+            for others, seconds in delivery_s.items()
         ],
         # With more processes, workers that wait in turn leave the loop a core
         wake_s=[
             (others + 1, handover.wake_s)
-            for others, handover in mean.handovers.items()
+            for others, handover in handovers.items()
             if others < math.ceil(cores)
         ],
         release_s=idle.release_s,
         fork_s=worker.fork_s,
         ready_s=max(worker.first_s - worker.batch_s - idle.receive_s, 0.0) * min(1.0, cores),
-        cold_s=max(worker.later_epoch_s - worker.batch_s - mean.delivery_s[0], 0.0)
-        * min(1.0, cores),
+        cold_s=max(worker.later_epoch_s - worker.batch_s - delivery_s[0], 0.0) * min(1.0, cores),
         shared=[
             (n, (_even_share_s(pace, n, cores, read_s) + sending_s) / prepare_s)
-            for n, pace in mean.paces.items()
+            for n, pace in paces.items()
         ],
         spread=(max(worker_batches_s) - min(worker_batches_s)) / 2 / worker.batch_s,
     )
+
+
+def _by_count(values: Values, name: str) -> Iterator[tuple[int, list[Any]]]:
+    """Yields the values of the figures (name, count), with each count of competing processes."""
+    for figure, measured in values.items():
+        if isinstance(figure, tuple) and figure[0] == name:
+            yield figure[1], measured
 
 
 class _Preparation(NamedTuple):
@@ -182,9 +206,8 @@ class _Preparation(NamedTuple):
     read_s: float  # of waiting for reads
 
 
-def _derive_preparation(mean: RoundFigures, cores: float) -> _Preparation:
+def _derive_preparation(alone: Pace, worker_s: float, cores: float) -> _Preparation:
     """Derives the costs of preparing a batch from a competing process and from a worker."""
-    alone, worker_s = mean.paces[1], mean.worker.batch_s
     read_s = alone.wall_s - alone.cpu_s
     read_s = read_s if read_s > 0.02 * alone.wall_s else 0.0  # less is timing noise
     if alone.cpu_s > SATURATED * cores * alone.wall_s:

@@ -1,6 +1,7 @@
 """Times a loader on this host, with no loader of more than one worker.
 
-A round measures every figure once. Competing processes show how preparation slows down when cores
+A round measures every figure once; speech/calibration/rounds.py runs the rounds. Competing
+processes show how preparation slows down when cores
 are shared. The only worker of a loader shows its start and its pace. With competing processes
 beside it, the loop shows the handover of a batch. The training process's own preparation is timed
 separately.
@@ -12,7 +13,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -20,14 +21,18 @@ from torch.utils.data import DataLoader
 
 from speech.calibration import batch_workers
 from speech.calibration.batch_workers import MIN_BATCHES, BatchWorkers, Pace, measure_pace
+from speech.calibration.rounds import Measure, Values, measure_rounds
 
 Figures = TypeVar("Figures", bound=tuple[float, ...])  # a NamedTuple of figures
 # num_workers, prefetch_factor, persistent_workers -> loader
 Make = Callable[[int, int | None, bool], DataLoader]
 
+# Names of the figures of a round
+WORKER, PACE, HANDOVER, DELIVERY = "worker", "pace", "handover", "delivery"
 PREFETCHED = 4  # batches that are ready when receiving them is timed
 PAUSE_S = 0.005  # replaces a training step
 PASSES = 5
+MIN_INLINE = 2  # batches of a pass without workers
 LATER_EPOCHS = 1  # first batches of later epochs in a round
 FLUSH_BYTES = 1 << 26  # more than the CPU caches hold
 
@@ -49,54 +54,47 @@ class Handover(NamedTuple):
     wake_s: float  # by which the loop wakes late after a short wait
 
 
-class RoundFigures(NamedTuple):
-    """Holds one measurement of every figure except the inline costs, or means of several."""
-
-    paces: dict[int, Pace]  # by the number of competing processes
-    worker: WorkerTimings
-    handovers: dict[int, Handover]  # by the number of other competing processes
-    delivery_s: dict[int, float]  # the same
-
-
-def measure_round(
+def loader_figures(
     make: Make,
     plain: DataLoader,
     counts: list[int],
     cores: float,
     refresh: Callable[[], None],
     watch: Callable[[int], None],
-) -> RoundFigures:
-    """Measures every figure once; `counts` are the numbers of competing processes.
+) -> dict[Hashable, Measure]:
+    """Returns the measurements of a round by figure; `counts` are the numbers of competing
+    processes.
 
     `plain` is the loader of 0 workers. speech.calibration.calibrate.calibrate_loader describes the
-    other arguments.
+    other arguments. The figures are WORKER, and (PACE, count), (HANDOVER, others) and (DELIVERY,
+    others) for numbers of competing processes.
     """
-    paces = {count: measure_pace(plain, count, batch_workers.WINDOW_S, refresh) for count in counts}
-    worker = _measure_worker(make, refresh, watch)
-    others = sorted({0, math.ceil(cores) - 1, counts[-1] - 1})
-    handovers = {
-        count: _measure_handover(make, plain, worker.batch_s, count, cores) for count in others
+
+    def worker(values: Values) -> WorkerTimings:
+        return _measure_worker(make, refresh, watch)
+
+    def pace(count: int, values: Values) -> Pace:
+        return measure_pace(plain, count, batch_workers.WINDOW_S, refresh)
+
+    def handover(others: int, values: Values) -> Handover:
+        batch_s = values[WORKER][-1].batch_s
+        return _measure_handover(make, plain, batch_s, others, cores)
+
+    def delivery(others: int, values: Values) -> float:
+        return _measure_delivery(make, plain, others)
+
+    competing = sorted({0, math.ceil(cores) - 1, counts[-1] - 1})
+    figures: dict[Hashable, Measure] = {WORKER: worker}
+    figures |= {(PACE, count): functools.partial(pace, count) for count in counts}
+    figures |= {(HANDOVER, others): functools.partial(handover, others) for others in competing}
+    return figures | {
+        (DELIVERY, others): functools.partial(delivery, others) for others in competing
     }
-    return RoundFigures(
-        paces, worker, handovers, {count: _measure_delivery(make, plain, count) for count in others}
-    )
 
 
-def mean_figures(rounds: list[RoundFigures]) -> RoundFigures:
-    """Returns the mean of every figure over the rounds."""
-    first = rounds[0]
-    return RoundFigures(
-        {count: _mean(Pace, [one.paces[count] for one in rounds]) for count in first.paces},
-        _mean(WorkerTimings, [one.worker for one in rounds]),
-        {
-            others: _mean(Handover, [one.handovers[others] for one in rounds])
-            for others in first.handovers
-        },
-        {
-            others: statistics.mean(one.delivery_s[others] for one in rounds)
-            for others in first.delivery_s
-        },
-    )
+def medians(kind: Callable[..., Figures], measured: list[Figures]) -> Figures:
+    """Returns the median of every figure of a NamedTuple over its rounds."""
+    return kind(*(statistics.median(column) for column in zip(*measured, strict=True)))
 
 
 def _mean(kind: Callable[..., Figures], measured: list[Figures]) -> Figures:
@@ -104,26 +102,44 @@ def _mean(kind: Callable[..., Figures], measured: list[Figures]) -> Figures:
     return kind(*(statistics.mean(column) for column in zip(*measured, strict=True)))
 
 
-def measure_inline(plain: DataLoader, refresh: Callable[[], None] = lambda: None) -> float:
+def measure_inline(
+    plain: DataLoader,
+    refresh: Callable[[], None] = lambda: None,
+    fetch: Callable[[Iterator[Any]], Any] = next,
+) -> float:
     """Measures the seconds that the training process itself takes for a batch.
 
-    Between batches it does something else, and its threads and caches cool down. The mean covers
-    several passes, since the speed of a pass depends on the placement of its memory.
+    `fetch` returns the next batch of the loader's iterator, as the training loop does. The result
+    is the median over several passes, since the speed of a pass depends on the placement of its
+    memory. Raises MachineBusy.
+    """
+
+    def run_pass(values: Values) -> float:
+        return _time_inline_pass(plain, refresh, fetch)
+
+    _time_inline_pass(plain, refresh, fetch)  # not counted: memory is allocated faster later
+    return statistics.median(measure_rounds({"inline": run_pass}, PASSES, math.inf)["inline"])
+
+
+def _time_inline_pass(
+    plain: DataLoader, refresh: Callable[[], None], fetch: Callable[[Iterator[Any]], Any]
+) -> float:
+    """Returns the mean seconds of a batch of a pass, which lasts a window or two batches at least.
+
+    Between batches the process does something else, and its threads and caches cool down.
     """
     seconds: list[float] = []
-    for timed in range(PASSES + 1):  # pass 0 is not timed: memory is allocated faster later
-        refresh()
-        batches = iter(plain)
-        until = time.perf_counter() + batch_workers.WINDOW_S
-        for _ in range(len(plain)):
-            requested = time.perf_counter()
-            batch = next(batches)
-            del batch
-            if timed:
-                seconds.append(time.perf_counter() - requested)
-            if time.perf_counter() > until:
-                break
-            time.sleep(PAUSE_S)
+    refresh()
+    batches = iter(plain)
+    until = time.perf_counter() + batch_workers.WINDOW_S
+    for _ in range(len(plain)):
+        requested = time.perf_counter()
+        batch = fetch(batches)
+        del batch
+        seconds.append(time.perf_counter() - requested)
+        if time.perf_counter() > until and len(seconds) >= MIN_INLINE:
+            break
+        time.sleep(PAUSE_S)
     return statistics.mean(seconds)
 
 

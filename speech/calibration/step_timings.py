@@ -1,22 +1,25 @@
 """Times a training step: on the host's cores, beside competing processes, or on an accelerator."""
 
+import functools
 import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
 
 from speech.calibration import batch_workers
-from speech.calibration.batch_workers import BatchWorkers
+from speech.calibration.batch_workers import BatchWorkers, Pace
 from speech.calibration.costs import LoaderCosts, StepCosts
+from speech.calibration.loader_timings import medians
+from speech.calibration.rounds import Measure, Values, measure_rounds
 
 MIN_STEPS = 2
-STEP_ROUNDS = 2  # a step with threads that wait for each other takes seconds beside other processes
-STEP_S, STEPS = 2.0, 5  # another project's step is timed for at least this many seconds and runs
+STEP_ROUNDS = 3
+STEP_S, STEP_PARTS = 2.0, 5  # another project's step is timed in this many parts
 HOST_BUSY = 0.5  # cores that a step keeps busy; with fewer the host waits for an accelerator
 
 
@@ -36,27 +39,31 @@ def measure_step(
             torch.cuda.synchronize()
 
     run_step()  # allocates memory, compiles, selects kernels
-    step_seconds: list[float] = []
-    cpu_began = time.process_time()
-    until = time.perf_counter() + STEP_S
-    while time.perf_counter() < until or len(step_seconds) < STEPS:
-        began = time.perf_counter()
-        run_step()
-        step_seconds.append(time.perf_counter() - began)
-    step_s, cpu_s = (
-        statistics.median(step_seconds),
-        (time.process_time() - cpu_began) / len(step_seconds),
-    )
+
+    def time_steps(values: Values) -> Pace:
+        began, cpu_began, steps = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - began < STEP_S / STEP_PARTS or not steps:
+            run_step()
+            steps += 1
+        wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
+        return Pace(wall_s / steps, cpu_s / steps)
+
+    parts = measure_rounds({"step": time_steps}, STEP_PARTS)["step"]
+    step_s, cpu_s = medians(Pace, parts)
     # A host that waits for a GPU may spin, and its CPU time then does not count
     if cpu_s / step_s >= HOST_BUSY and not torch.cuda.is_initialized():
         return calibrate_step(run_step, max(1, round(cpu_s / step_s)), costs, plain)
-    fifth = len(step_seconds) // 5
-    means = [
-        statistics.mean(step_seconds[first : first + fifth]) for first in range(0, 5 * fifth, fifth)
-    ]
+    wall = [part.wall_s for part in parts]
     return StepCosts(
-        cpu_s=cpu_s, wait_s=max(step_s - cpu_s, 0.0), spread=(max(means) - min(means)) / 2 / step_s
+        cpu_s=cpu_s, wait_s=max(step_s - cpu_s, 0.0), spread=(max(wall) - min(wall)) / 2 / step_s
     )
+
+
+class _Shared(NamedTuple):
+    """Holds measurements of a step and of competing processes beside it."""
+
+    step_s: list[float]  # one a step
+    prepare_s: float  # of a batch of a competing process, without waits for reads
 
 
 def calibrate_step(
@@ -74,26 +81,31 @@ def calibrate_step(
     """
     step()
     counts = sorted({1, math.ceil(beside.cores)})
-    alone: list[list[float]] = []
-    steps: dict[int, list[float]] = {count: [] for count in counts}
-    paces: dict[int, list[float]] = {count: [] for count in counts}
-    for _ in range(STEP_ROUNDS):
-        alone.append(_time_steps(step))
-        for count in counts:
-            with BatchWorkers(loader, count, batch_workers.WINDOW_S, refresh) as processes:
-                steps[count] += _time_steps(step, processes.all_reported)
-                pace = processes.mean_pace()
-            paces[count].append(max(pace.wall_s - beside.read_s, pace.cpu_s))
+
+    def alone(values: Values) -> list[float]:
+        return _time_steps(step)
+
+    def shared(count: int, values: Values) -> _Shared:
+        with BatchWorkers(loader, count, batch_workers.WINDOW_S, refresh) as processes:
+            seconds = _time_steps(step, processes.all_reported)
+            pace = processes.mean_pace()
+        return _Shared(seconds, max(pace.wall_s - beside.read_s, pace.cpu_s))
+
+    figures: dict[Hashable, Measure] = {"alone": alone}
+    figures |= {count: functools.partial(shared, count) for count in counts}
+    values = measure_rounds(figures, STEP_ROUNDS)
     # Threads that wait for each other occasionally take ten times as long
-    step_s = statistics.median(itertools.chain(*alone))
+    step_s = statistics.median(itertools.chain(*values["alone"]))
     cpu_s = step_s / max(1.0, threads / beside.cores)
     prepare_s = beside.prepare_s * (1 - beside.sending)  # these processes do not send their batches
     slower, preparing = [], []
     for count in counts:
         even = max(1.0, (threads + count) / beside.cores)
-        slower.append((count, statistics.median(steps[count]) / (cpu_s * even)))
-        preparing.append((count, statistics.mean(paces[count]) / (prepare_s * even)))
-    round_medians = [statistics.median(seconds) for seconds in alone]
+        steps_s = statistics.median(itertools.chain(*(one.step_s for one in values[count])))
+        pace_s = statistics.median(one.prepare_s for one in values[count])
+        slower.append((count, steps_s / (cpu_s * even)))
+        preparing.append((count, pace_s / (prepare_s * even)))
+    round_medians = [statistics.median(seconds) for seconds in values["alone"]]
     spread = (max(round_medians) - min(round_medians)) / 2 / step_s
     return StepCosts(
         cpu_s=cpu_s, threads=threads, beside=slower, prepare_beside=preparing, spread=spread

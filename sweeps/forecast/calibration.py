@@ -9,7 +9,9 @@ nothing.
 
 A calibration runs in a process tree like that of a trial. Its loader can fail in a way that is a
 result only for a trial: /dev/shm too small, out of memory, or no end. The sweep then continues, and
-the trials are uncalibrated: they run, and only their /dev/shm requirement is forecast.
+the trials are uncalibrated: they run, and only their /dev/shm requirement is forecast. The same
+happens where other programs kept the cores busy. Their influence is measured with every figure, and
+a disturbed figure is neither used nor cached (speech/calibration/rounds.py).
 """
 
 import functools
@@ -32,20 +34,20 @@ from speech.cpu import cpu_model
 from speech.shapes import batch_bytes, dataset_bytes
 from speech.shm_usage import shm_usage
 from sweeps.config.plan import TrialSpec
-from sweeps.host.hygiene import wait_until_idle
 from sweeps.host.node import Log, Node, PreflightError
+from sweeps.host.other_programs import ProgramWatch
 from sweeps.sandbox.isolation import ForkServer, Record, Task
 from sweeps.sandbox.outcome import classify
 from sweeps.trial_states import Outcome
 
 # Part of every name: raise it to measure the same batches on the same machine again
-COSTS_VERSION = 2
+COSTS_VERSION = 3
 # Packages that decode, collate and compute
 PACKAGES = ("torch", "torchvision", "torchaudio", "numpy", "pillow", "soundfile")
 MAX_BATCHES_IN_SHM = 6  # most batches that a calibration's loaders have in /dev/shm at once
 PRIVATE_SHM_BATCHES = 16  # number of batches that fit into a private /dev/shm
 TIMEOUT_S = 300.0  # a minute is usual; reads of a slow drive take longer
-IDLE_WAIT_S = 5.0  # longest wait for an idle machine
+BUSY = "MachineBusy"  # type of the error that speech/calibration/rounds.py raises
 # Outcomes that do not stop a sweep
 LOADER_OUTCOMES = (Outcome.SHM_EXHAUSTED, Outcome.OOM, Outcome.TIMEOUT)
 
@@ -180,10 +182,7 @@ def _file(name: str) -> Path:
 def _measure(
     fork_server: ForkServer, request: CalibrationRequest, private: bool, log_file: Path, log: Log
 ) -> Calibration | None:
-    """Measures a calibration, and logs how long it took or why it failed; None if it failed.
-
-    A calibration that was measured while the machine was busy is used, but not cached.
-    """
+    """Measures and caches a calibration; logs how long it took, or why it failed; None then."""
     batch, usage = batch_bytes(request.config, request.config.loader.batch_size), shm_usage()
     required, free = (
         dataset_bytes(request.config) + MAX_BATCHES_IN_SHM * batch,
@@ -196,7 +195,7 @@ def _measure(
         )
         return None
     log(f"calibrating {request}: measured once on this machine, in about a minute")
-    conditions = wait_until_idle(IDLE_WAIT_S)
+    programs = ProgramWatch()
     trial = Trial(
         config=request.config, seed=0, runtime=request.runtime, folder=str(log_file.parent)
     )
@@ -215,15 +214,21 @@ def _measure(
     result = next((record for record in records if record["kind"] == "calibration"), None)
     if result and not error and ending["status"] == 0:
         log_file.unlink(missing_ok=True)
-        return _accept(request, result["calibration"], conditions.get("unsettled"), log)
+        return _accept(request, result["calibration"], log)
+    if error and error["type"] == BUSY:
+        seen = programs.describe()
+        log(
+            f"{request} is uncalibrated: the machine was busy: {error['message']}"
+            f"{seen and f', most of all {seen}'}. Its trials run without a forecast; the next"
+            " launch calibrates again"
+        )
+        return None
     _log_failure(request, error, ending, log_file, log)
     return None
 
 
-def _accept(
-    request: CalibrationRequest, measured: Record, busy_reason: str | None, log: Log
-) -> Calibration | None:
-    """Returns the calibration, and caches it unless the machine was busy; None if it is illegal."""
+def _accept(request: CalibrationRequest, measured: Record, log: Log) -> Calibration | None:
+    """Returns the calibration and caches it; None if it is illegal."""
     try:
         calibration = Calibration.model_validate(measured)
     except ValidationError as problem:
@@ -234,14 +239,8 @@ def _accept(
             f" {field} is {first['input']!r}"
         )
         return None
-    if busy_reason is not None:
-        log(
-            f"calibrated {request} in {calibration.took_s:.0f} s, not cached for other launches,"
-            f" because {busy_reason}"
-        )
-    else:
-        save_calibration(request.name, calibration)
-        log(f"calibrated {request} in {calibration.took_s:.0f} s")
+    save_calibration(request.name, calibration)
+    log(f"calibrated {request} in {calibration.took_s:.0f} s")
     return calibration
 
 

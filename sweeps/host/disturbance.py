@@ -9,14 +9,9 @@ report the flag.
 from collections.abc import Iterable
 from typing import Any
 
+from speech.usage import external_limit
 from sweeps.metrics import METRICS
 
-# Fraction of the trial's cores. In the 27 timed trials of sweep.yaml an undisturbed launch's own
-# processes took 0.02 to 0.04 of two cores
-OUTSIDE_LIMIT = 0.1
-# Lower bound of the limit, in cores: with a quota of half a core, the launch's own processes take
-# twice the fraction
-OUTSIDE_CORES = 0.1
 MEMORY_LIMIT = 0.05  # fraction of the time
 
 
@@ -33,7 +28,7 @@ def disturbance(
     """
     causes = []
     outside = summary.get("external_cpu_fraction", 0.0)
-    if outside > max(OUTSIDE_LIMIT, OUTSIDE_CORES / cores):
+    if outside > external_limit(cores):
         causes.append(
             f"other processes used {100 * outside:.0f} % of its"
             f" {'CPU quota' if 'throttled_s' in summary else 'cores'}"
