@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-formats bench-repeatability bench-forecast bench-advise bench-tracking bench-dry-run bench-analysis bench-growth fuzz notebooks screenshots clean
+.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-formats bench-threads bench-repeatability bench-forecast bench-advise bench-tracking bench-dry-run bench-analysis bench-growth fuzz notebooks screenshots clean
 
 sweep: $(VENV)/requirements.done
 	$(RUN) launch.py sweep.yaml
@@ -50,6 +50,9 @@ bench-instrumentation: $(VENV)/requirements.done
 
 bench-formats: $(VENV)/requirements-dev.done
 	$(RUN) -m tests.benchmarks.formats
+
+bench-threads: $(VENV)/requirements.done
+	$(RUN) -m tests.benchmarks.threads
 
 bench-repeatability: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.repeatability

@@ -163,7 +163,8 @@ def launch(config: SweepConfig, text: str, rerun: list[str], evaluate_test: bool
     `text` is the YAML that is stored with the runs.
     """
     # Imported late, so that a faulty file is reported within a second, without MLflow
-    from analysis.tables import rebuild_command, render
+    from analysis.runs import join_sweep_runs
+    from analysis.tables import rebuild_command, render_runs
     from sweeps.commands import test_split
     from sweeps.execution import interrupt, retries, sweep
     from sweeps.execution.ray_session import RayEnded
@@ -182,12 +183,14 @@ def launch(config: SweepConfig, text: str, rerun: list[str], evaluate_test: bool
                 print(sweep.heading(opened))
                 failed = retries.run(opened, print)
                 with translate_tracker_errors(config.tracking.uri):
+                    runs = join_sweep_runs([config.name], *source[1:])
                     status, tables = (
                         ("FAILED" if failed else "KILLED" if opened.unsettled else "FINISHED"),
-                        render(*source, markdown=True),
+                        render_runs(runs, *source[1:], markdown=True),
                     )
-                    print("\n" + render(*source))
-                    page = _report(source)
+                    print("\n" + render_runs(runs, *source[1:]))
+                    if not opened.tracking.has_report(opened.parent, tables):
+                        page = _report(source)
                 if evaluate_test:
                     _evaluate_test(opened)
             finally:

@@ -5,6 +5,7 @@ except those that a table spreads out. `comparable` splits by this rule, so that
 apply it itself.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from analysis.text_tables import written_value
 from analysis.trial_rows import SURROUNDINGS, distinct_values
 from sweeps.names import KEYS_IDLE_AT_0_WORKERS, short_names
 
+CACHED = 64  # groups of as many blocks and spreads are kept
 # A plan runs 0 workers once for all values of these, since they have no effect there.
 IDLE_AT_0 = tuple(f"loader.{key}" for key in KEYS_IDLE_AT_0_WORKERS)
 
@@ -53,11 +55,17 @@ class Comparable(NamedTuple):
         )
 
 
-def comparable(runs: SweepRuns, spread: tuple[str, ...]) -> Iterator[Comparable]:
+@functools.lru_cache(maxsize=CACHED)  # many tables need the same groups
+def comparable(runs: SweepRuns, spread: tuple[str, ...]) -> tuple[Comparable, ...]:
     """Splits the planned trials by sweep, block, surroundings and the varying parameters.
 
     Parameters in `spread` do not split them.
     """
+    return tuple(_split(runs, spread))
+
+
+def _split(runs: SweepRuns, spread: tuple[str, ...]) -> Iterator[Comparable]:
+    """Yields the groups of `comparable`."""
     unmeasured = [pd.DataFrame(rows) for rows in (runs.forecast_only, runs.not_run)]
     for block, trials in runs.planned.groupby("block", sort=False):
         trials = _fill_surroundings(trials)

@@ -63,12 +63,13 @@ def render(
 
     Raises LookupError if there is no such sweep.
     """
-    return (
-        body(join_sweep_runs([name], uri, experiment), markdown)
-        + "\n\n"
-        + _next_commands(name, uri, experiment, markdown)
-        + "\n"
-    )
+    return render_runs(join_sweep_runs([name], uri, experiment), uri, experiment, markdown)
+
+
+def render_runs(runs: SweepRuns, uri: str, experiment: str, markdown: bool = False) -> str:
+    """Returns the same for a sweep that was read from the tracker before."""
+    commands = _next_commands(runs.name, uri, experiment, markdown)
+    return f"{body(runs, markdown)}\n\n{commands}\n"
 
 
 def body(runs: SweepRuns, markdown: bool = False) -> str:

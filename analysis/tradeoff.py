@@ -6,13 +6,14 @@ in the same repeat, never across hardware or across another parameter. Each such
 table of its own.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
-from analysis.comparable_groups import Comparable, comparable
+from analysis.comparable_groups import CACHED, Comparable, comparable
 from analysis.runs import SweepRuns
 from analysis.statistics import WIDE, Interval, paired_change, relative_spread
 from analysis.text_tables import outcome_words
@@ -54,21 +55,24 @@ def epoch_times_of(group: Comparable) -> pd.DataFrame:
     return pd.DataFrame(_cells(group))
 
 
-def groups(runs: SweepRuns) -> Iterator[Comparable]:
-    """Yields the groups that have a table 1.
+@functools.lru_cache(maxsize=CACHED)  # many tables need the same groups
+def groups(runs: SweepRuns) -> tuple[Comparable, ...]:
+    """Returns the groups that have a table 1.
 
     The trials of a group differ only in number of workers, size of /dev/shm and repeat, and their
     block varies one of the first two. A machine that ran a single cell of such a block has a table
     too.
     """
-    all_groups = list(comparable(_add_size_column(runs), (WORKERS, SHM)))
-    for group in all_groups:
-        block_groups = [other for other in all_groups if other.block == group.block]
-        if any(
+    all_groups = comparable(_add_size_column(runs), (WORKERS, SHM))
+
+    def varies(block: str) -> bool:
+        block_groups = [other for other in all_groups if other.block == block]
+        return any(
             len(set[Any]().union(*(other.values(column) for other in block_groups))) > 1
             for column in (WORKERS, SHM)
-        ):
-            yield group
+        )
+
+    return tuple(group for group in all_groups if varies(group.block))
 
 
 def _add_size_column(runs: SweepRuns) -> SweepRuns:

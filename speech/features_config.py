@@ -131,5 +131,5 @@ class Augment(Group):
     @model_validator(mode="after")
     def _rules(self) -> Self:
         if self.noise_snr_db[0] > self.noise_snr_db[1]:
-            raise ValueError("noise_snr_db is [lowest, highest]: swap the two")
+            raise ValueError("noise_snr_db is [lowest, highest]: exchange the two")
         return self

@@ -1,4 +1,4 @@
-"""Each rule of what bounds an epoch and what would help, on a row of table 2 whose answer is plain."""
+"""Tests each rule on what bounds an epoch, with rows of table 2 that have one right answer."""
 
 import math
 
@@ -16,7 +16,7 @@ TRIAL = pd.Series(
 
 
 def row(**figures):
-    """Two workers on two cores; all seconds of an epoch of 2 s."""
+    """Returns a row of table 2: two workers on two cores, and an epoch of 2 s."""
     spans = {
         "start_s": 0.0,
         "first_batch_s": 0.1,
@@ -33,46 +33,55 @@ def row(**figures):
 PLANTED = {
     "accelerator": (
         row(step_s=1.8),
-        ("1.80 of 2.00 s", "waits 0.20 of 2.00 s", "a faster step", "10 % of the epoch"),
+        ("1.80 of 2.00 s", "0.20 of 2.00 s", "faster step", "10 %"),
     ),
     "preparation": (
         row(cores=1.9, preparing=0.8, data_wait_s=0.9),
         (
             "1.90 of 2 cores",
-            "waits 1.00 of 2.00 s",
-            "packed or on_device, or wav",
+            "1.00 of 2.00 s",
+            "packed",
+            "on_device",
+            "wav",
             "75 %",
             "0.50 s",
         ),
     ),
     "reads": (
         row(cores=0.4, data_wait_s=1.3, read_bytes=10.0 * 2**20),
-        ("waits 1.40 of 2.00 s", "0.40 of 2 cores", "10.0 MiB", "faster storage", "75 %", "0.50 s"),
+        ("1.40 of 2.00 s", "0.40 of 2 cores", "10.0 MiB", "faster storage", "75 %", "0.50 s"),
     ),
     "unknown": (
         row(cores=0.4, data_wait_s=1.3),
-        ("waits 1.40 of 2.00 s", "0.40 of 2 cores", "something else"),
+        ("1.40 of 2.00 s", "0.40 of 2 cores", "something else"),
     ),
     "starting": (
         row(start_s=0.3, first_batch_s=0.9),
-        ("0.30 s and the first batch 0.90 s of 2.00 s", "smaller batches", "45 % of the epoch"),
+        ("0.30 s", "0.90 s of 2.00 s", "smaller batches", "45 %"),
     ),
     "several": (
         row(step_s=0.9, cores=0.8, preparing=0.4),
-        ("the accelerator 45 %, CPU preparation 40 %, start-up and first batch 5 %.",),
+        (
+            f"{NAMES['accelerator']} 45 %",
+            f"{NAMES['preparation']} 40 %",
+            f"{NAMES['starting']} 5 %",
+        ),
     ),
 }
 
 
 @pytest.mark.parametrize("by", PLANTED)
-def test_what_was_at_work_longest_bounds_the_epoch_and_is_quoted(by):
+def test_the_cause_with_the_largest_share_bounds_the_epoch_and_its_figures_are_stated(by):
     figures, facts = PLANTED[by]
     found = find_bound(figures, TRIAL)
     assert found.by == by
     text = describe_bound(found, "2 workers")
-    cause = f"{NAMES[by]}. " if by in NAMES else ""
-    assert text.startswith(f"What bounds an epoch of 2 workers: {cause}")
-    assert [fact for fact in facts if fact not in text] == []
+    subject, _, answer = text.partition(": ")
+    assert subject.endswith("2 workers")
+    assert answer.startswith(f"{NAMES[by]}. " if by in NAMES else "no single cause")
+    places = [text.find(fact) for fact in facts]
+    assert -1 not in places, facts
+    assert places == sorted(places)
 
 
 def test_a_single_worker_at_work_all_the_time_is_preparation_though_a_core_is_free():
@@ -140,26 +149,27 @@ def test_reads_that_wait_on_purpose_are_reads_though_nothing_came_from_storage()
     assert find_bound(row(cores=0.4, data_wait_s=1.3), trial).by == "reads"
 
 
-def test_steps_on_the_host_are_called_so_and_its_threads_are_no_preparation():
+def test_steps_on_the_host_are_named_and_its_threads_are_no_preparation():
     found = find_bound(row(device="cpu", step_s=1.7, cores=1.95), TRIAL)
     assert found.by == "accelerator"
-    assert found.because.startswith("Steps on the host's cores take 1.70 of 2.00 s")
+    assert "1.70 of 2.00 s" in found.because
+    assert "host's cores" in found.because
 
 
 @pytest.mark.parametrize(("start_s", "said"), [(0.12, True), (0.08, False)])
-def test_workers_that_start_anew_are_told_where_it_shows(start_s, said):
+def test_persistent_workers_are_advised_if_starting_new_ones_takes_long(start_s, said):
     trial = pd.Series(dict(TRIAL) | {"loader.persistent_workers": False})
     figures = row(start_s=start_s, step_s=1.5)
     advice = find_bound(figures, trial).next
-    assert ("persistent_workers" in advice and "0.12 s of every epoch" in advice) is said
+    assert ("persistent_workers" in advice and "0.12 s" in advice) is said
     assert "persistent_workers" not in find_bound(figures, TRIAL).next
 
 
-def test_copies_that_are_not_pinned_are_told_on_a_gpu_only():
+def test_pinned_memory_is_advised_on_a_gpu_only():
     trial = pd.Series(dict(TRIAL) | {"loader.pin_memory": False})
     advice = find_bound(row(step_s=1.8, device="cuda"), trial).next
     assert "pin_memory" in advice
-    assert "1.80 s of steps" in advice
+    assert "1.80 s" in advice
     assert "pin_memory" not in find_bound(row(step_s=1.8), trial).next
 
 
@@ -179,11 +189,14 @@ def test_a_rule_that_lacks_a_figure_says_nothing(missing):
     assert find_bound(row(**{missing: math.nan}), TRIAL) is None
 
 
-def test_it_is_said_of_the_recommended_cell_with_table_2s_own_figures(first_look):
+def test_the_bound_of_the_recommended_cell_has_the_figures_of_table_2(first_look):
     runs = sweep_runs("first-look", first_look.uri)
     text = sentences(runs, markdown=True)[1]
-    assert text.startswith("What bounds an epoch of 2 workers with shm 1G: CPU preparation. ")
-    facts = ("1.88 of 2 cores", "waits 0.49 of 1.54 s", "packed or on_device", "36 %", "0.99 s")
+    subject, _, answer = text.partition(": ")
+    assert "2 workers" in subject
+    assert subject.endswith("shm 1G")
+    assert answer.startswith(NAMES["preparation"])
+    facts = ("1.88 of 2 cores", "0.49 of 1.54 s", "packed", "on_device", "36 %", "0.99 s")
     assert [fact for fact in facts if fact not in text] == []
     (choice,) = recommendations(runs).itertuples()
     assert (choice.block, choice.num_workers, choice.shm_size, choice.bound) == (
@@ -195,13 +208,14 @@ def test_it_is_said_of_the_recommended_cell_with_table_2s_own_figures(first_look
     assert (choice.epoch_s, choice.bound_share) == pytest.approx((1.54, 2.9 / 1.54 / 2))
 
 
-def test_a_worker_fewer_than_cores_is_quoted_by_itself():
+def test_with_fewer_workers_than_cores_the_share_of_a_worker_is_stated():
     found = find_bound(row(num_workers=1, cores=1.0, preparing=0.9, data_wait_s=1.2), TRIAL)
-    assert found.because.startswith("Each worker computes for 90 % of an epoch")
+    assert "90 %" in found.because
+    assert "cores" not in found.because
     assert "1.30 of 2.00 s" in found.because
 
 
-def test_it_is_said_of_the_recommended_cell_and_not_of_its_count_in_another_shm(tracking, plant):
+def test_the_bound_is_that_of_the_recommended_cell_and_not_of_another_shm_size(tracking, plant):
     steady = {
         "step_s": 1.0,
         "other_s": 0.0,
@@ -240,5 +254,8 @@ def test_it_is_said_of_the_recommended_cell_and_not_of_its_count_in_another_shm(
                 epoch_s=9.0,
             )
     said = sentences(sweep_runs("first-look", tracking.uri), markdown=True)[1]
-    assert said.startswith("What bounds an epoch of 2 workers with shm 64M: the accelerator. ")
+    subject, _, answer = said.partition(": ")
+    assert "2 workers" in subject
+    assert subject.endswith("shm 64M")
+    assert answer.startswith(NAMES["accelerator"])
     assert "1.00 of 1.20 s" in said

@@ -1,5 +1,6 @@
-"""Which calibrations trials need, what the cache keeps of them, and the task as it really runs."""
+"""Tests which calibrations trials need, what the cache keeps of them, and the real task."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -23,6 +24,7 @@ from sweeps.forecast.calibration import (
 )
 from sweeps.host.node import Node, PreflightError
 from sweeps.sandbox.isolation import ForkServer
+from tests.busy import busy_processes
 from tests.planted_calibrations import planted
 from tests.trees import ROOT, can_isolate
 
@@ -31,19 +33,13 @@ PINNED = RuntimeSettings(threads=2, cpus=[0, 1])
 SIMULATED = {"prefer": ["simulated"], "step_s": 0.01}
 
 
-BEFORE = "calibrating wav, batches of 4: measured once on this machine, in about a minute"
+NAMED = "wav, batches of 4"  # the calibration of the tests below, as messages name it
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def quiet(monkeypatch) -> None:
-    """As if nothing else ran: other tests may."""
-    monkeypatch.setattr(calibration, "wait_until_idle", lambda patience_s: {})
 
 
 def spec(key: str, config) -> TrialSpec:
@@ -107,7 +103,7 @@ def test_another_machine_torch_or_corpus_has_a_calibration_of_its_own(
 
 
 def test_a_trial_on_a_gpu_is_uncalibrated(tone_trial) -> None:
-    """Its steps overlap the loop, which the simulation doesn't play."""
+    """Needs no calibration, since the simulation does not model steps that overlap the loop."""
     trial = spec("on a GPU", tone_trial(device="auto"))
     prints = {trial.config.corpus.selection_key(): "f00d"}
     assert (
@@ -133,7 +129,7 @@ def test_a_trial_that_is_not_pinned_needs_none(tone_trial) -> None:
     )
     assert found.keys() == {"a", "b"}
     assert found["a"].name == found["b"].name == name(config)
-    assert str(found["a"]) == "wav, batches of 4"
+    assert str(found["a"]) == NAMED
 
 
 def test_what_is_saved_is_found_again_and_a_broken_file_is_none(cache) -> None:
@@ -166,7 +162,7 @@ def test_nothing_is_measured_that_is_in_the_cache(cache, tone_trial, tmp_path) -
 
 @pytest.fixture(scope="module")
 def failing():
-    """A template whose calibrations are planted, or go wrong as model.weights asks for."""
+    """Returns a fork server whose calibrations are planted, or fail as model.weights says."""
     made = ForkServer(ROOT, tasks="tests.planted_calibrations")
     yield made
     made.close()
@@ -188,11 +184,14 @@ def ask(
     )
 
 
-def test_a_calibration_is_said_before_and_after_kept_and_leaves_no_log(
-    cache, quiet, failing, tone_trial, tmp_path
+def test_a_calibration_is_logged_before_and_after_cached_and_leaves_no_log_file(
+    cache, failing, tone_trial, tmp_path
 ) -> None:
     found, lines = ask(failing, tone_trial, tmp_path, "planted")
-    assert lines == [BEFORE, "calibrated wav, batches of 4 in 20 s"]
+    before, after = lines
+    assert before.startswith(f"calibrating {NAMED}")
+    assert after.startswith(f"calibrated {NAMED}")
+    assert after.endswith(" 20 s")
     assert found == {"abc": planted()}
     assert load_cached(["abc"]) == found
     assert not (tmp_path / "calibration.log").exists()
@@ -202,27 +201,27 @@ def test_a_calibration_is_said_before_and_after_kept_and_leaves_no_log(
     assert load_cached(["abc"]) == found
 
 
-def test_what_was_measured_on_a_busy_machine_is_used_and_not_kept(
-    cache, monkeypatch, failing, tone_trial, tmp_path
+def test_on_a_busy_machine_there_is_no_calibration_and_the_line_names_the_program(
+    cache, failing, tone_trial, tmp_path
 ) -> None:
-    monkeypatch.setattr(
-        calibration, "wait_until_idle", lambda patience_s: {"unsettled": "the cores are 80 % busy"}
-    )
-    found, lines = ask(failing, tone_trial, tmp_path, "planted")
-    assert lines[0] == BEFORE
-    assert "not cached" in lines[1]
-    assert lines[1].endswith("the cores are 80 % busy")
-    assert found.keys() == {"abc"}
+    with busy_processes(1) as (pid,):
+        found, (_, line) = ask(failing, tone_trial, tmp_path, "busy")
+    assert found == {}
     assert load_cached(["abc"]) == {}
+    assert NAMED in line
+    assert "uncalibrated" in line
+    assert "50 %" in line
+    assert f"process {pid}" in line
 
 
 def test_a_dev_shm_too_small_for_it_leaves_trials_uncalibrated_and_the_sweep_going(
-    cache, quiet, failing, tone_trial, tmp_path
+    cache, failing, tone_trial, tmp_path
 ) -> None:
     found, (_, line) = ask(failing, tone_trial, tmp_path, "no space")
     assert found == {}
-    assert line.startswith("calibrating wav, batches of 4 failed, so its trials are uncalibrated: ")
-    assert "No space left on device" in line
+    assert NAMED in line
+    assert "uncalibrated" in line
+    assert os.strerror(errno.ENOSPC) in line
     assert load_cached(["abc"]) == {}
 
 
@@ -238,17 +237,17 @@ def test_where_the_machines_dev_shm_has_no_room_for_it_nothing_is_started(
     each = CalibrationRequest("abc", tone_trial(device=SIMULATED), PINNED)
     assert load_or_measure(None, [each], False, tmp_path / "log", lines.append) == {}  # type: ignore[arg-type]
     (line,) = lines
-    assert line.startswith("wav, batches of 4 ")
+    assert line.startswith(f"{NAMED} ")
     assert "4K is free" in line
 
 
 def test_one_without_an_end_leaves_trials_uncalibrated(
-    cache, quiet, monkeypatch, failing, tone_trial, tmp_path
+    cache, monkeypatch, failing, tone_trial, tmp_path
 ) -> None:
     monkeypatch.setattr(calibration, "TIMEOUT_S", 0.5)
     found, lines = ask(failing, tone_trial, tmp_path, "asleep")
     assert found == {}
-    assert lines[0] == BEFORE
+    assert [NAMED in line for line in lines] == [True, True]
     assert "uncalibrated" in lines[1]
     assert lines[1].endswith(" after 0 s")
 
@@ -258,12 +257,13 @@ def test_one_without_an_end_leaves_trials_uncalibrated(
     [("raise", "KeyError: 'planted'"), ("killed", "killed by signal 9"), ("bad clip", "low/a.wav")],
 )
 def test_any_other_error_is_a_preflight_error_that_names_it(
-    cache, quiet, failing, tone_trial, tmp_path, way: str, why: str
+    cache, failing, tone_trial, tmp_path, way: str, why: str
 ) -> None:
     with pytest.raises(PreflightError) as caught:
         ask(failing, tone_trial, tmp_path, way)
     assert why in str(caught.value)
-    assert str(caught.value).startswith("calibrating wav, batches of 4 failed: ")
+    assert NAMED in str(caught.value)
+    assert str(tmp_path / "calibration.log") in str(caught.value)
     assert "calibrate: false" in str(caught.value)
     assert (tmp_path / "calibration.log").exists()
 

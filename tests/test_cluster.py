@@ -1,7 +1,8 @@
-"""A launch on a cluster: what is wrong with one is told before the first trial, and trials run on
-all of it, whatever becomes of a node."""
+"""Launches on a cluster: its faults are reported before the first trial, and trials run on all of
+its nodes, even if one of them is lost."""
 
 import os
+import platform
 import re
 import socket
 import subprocess
@@ -62,61 +63,68 @@ def trials(tones, tmp_path):
 
 
 def planted(*told: dict, say=lambda line: None) -> Cluster:
-    """A cluster of raylets with 2 cores that introduce themselves as machines of other names, and
-    otherwise as this one."""
+    """Returns a cluster of raylets with 2 cores. Each introduces itself as this machine, except for
+    what `told` changes."""
     ours = vars(build_introduction(Path.cwd()))
     raylets = [Raylet(f"id{i}", 2, 0, Introduction(**(ours | each))) for i, each in enumerate(told)]
     return Cluster(raylets, Path("/nowhere"), say)
 
 
 @pytest.mark.parametrize(
-    ("address", "mend"),
-    [("ray://head:10001", "Write auto there"), ("head", "as in head:6379"), ("", "Write local")],
+    ("address", "remedy"),
+    [("ray://head:10001", "Write auto"), ("head", "head:6379"), ("", "Write local")],
 )
-def test_an_address_that_is_none_is_a_fault_with_its_line(tmp_path, tones, address, mend) -> None:
+def test_a_malformed_address_is_a_fault_with_its_line(tmp_path, tones, address, remedy) -> None:
     file = write(tmp_path, tones, [0.1], True)
     file.write_text(file.read_text().replace("address: auto", f"address: '{address}'"))
-    with pytest.raises(ConfigFaults, match=rf"line 13  ray.address.*{mend}"):
+    with pytest.raises(ConfigFaults) as problem:
         load(file)
+    (fault,) = problem.value.faults
+    assert (fault.where, fault.key) == (13, "ray.address")
+    assert repr(address) in fault.text
+    assert remedy in fault.text
 
 
-def test_without_a_cluster_it_is_said_how_to_start_one(tmp_path, monkeypatch) -> None:
+def test_without_a_cluster_the_command_that_starts_one_is_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(
-        PreflightError, match=r"no cluster was started on this machine.*\n.*ray start --head"
-    ):
+    with pytest.raises(PreflightError) as missing:
         resolve_address("auto")
-    with pytest.raises(PreflightError, match=r"nobody answers at 127.0.0.1:1 .*refused"):
+    with pytest.raises(PreflightError) as silent:
         resolve_address("127.0.0.1:1")
+    for problem, data in (
+        (missing, ["ray.address: auto,", "no cluster", "ray start --head"]),
+        (silent, ["ray.address: 127.0.0.1:1,", "refused", "ray start --head"]),
+    ):
+        assert [part for part in data if part not in str(problem.value)] == []
 
 
-def test_a_file_of_one_machine_is_no_tracker_of_two(trials) -> None:
+def test_a_file_of_one_machine_can_not_be_the_tracker_of_two(trials) -> None:
     config, _ = trials
     check_tracker(config, planted({}, {"name": "also this one"})._machines)
-    with pytest.raises(
-        PreflightError, match=r"^tracking.uri sqlite:///mlflow.db .*n2, .*\n  mlflow server"
-    ):
+    with pytest.raises(PreflightError) as problem:
         check_tracker(config, planted({}, {"name": "n2", "machine": "another"})._machines)
+    for part in ("tracking.uri sqlite:///mlflow.db ", platform.node(), "n2", "  mlflow server "):
+        assert part in str(problem.value)
 
 
-def test_containers_of_one_machine_that_do_not_see_each_others_lock_are_told() -> None:
+def test_containers_of_one_machine_that_do_not_share_its_lock_are_rejected() -> None:
     check_locks(planted({}, {})._machines)
     check_locks(planted({}, {"machine": "another", "lock": (1, 2)})._machines)
     with pytest.raises(PreflightError, match=f"c1, c2 .*{host_lock.LOCK}"):
         check_locks(planted({"name": "c1"}, {"name": "c2", "lock": (1, 2)})._machines)
 
 
-def test_a_node_with_another_checkout_or_none_of_the_folder_is_told() -> None:
+def test_a_node_with_other_versions_or_without_the_folder_is_reported() -> None:
     ours = build_introduction(Path.cwd())
     theirs = Introduction("n2", "another", (0, 0), ours.software | {"torch": "1.0"}, folder=False)
     missing, different = theirs.differences(ours, Path("/srv/speech"))
     assert "/srv/speech" in missing
-    assert different == f"torch is 1.0 there and {ours.software['torch']} here"
+    assert re.match(rf"torch .* 1\.0 there .* {re.escape(ours.software['torch'])} here$", different)
     assert ours.differences(ours, Path.cwd()) == []
 
 
-def test_a_machine_without_what_trials_ask_for_is_left_out_and_said(trials, tones) -> None:
+def test_a_machine_without_the_requested_resources_is_excluded_and_named(trials, tones) -> None:
     config, specs = trials
     said: list[str] = []
     there = planted({}, {"name": "n2", "machine": "another"}, say=said.append)
@@ -129,29 +137,33 @@ def test_a_machine_without_what_trials_ask_for_is_left_out_and_said(trials, tone
     )
     there.check(whole, specs)
     assert list(there.nodes) == ["another"]
-    assert re.search(r"2 cores and 0 GPUs, .* 1 and 0.5: .* excluded$", said[0])
-    with pytest.raises(PreflightError, match=r"n2 has 2 cores and 1 GPUs, .* 4 and 0\. Write auto"):
+    (line,) = said
+    assert line.startswith(f"{platform.node()} ")
+    assert re.findall(r" (\d[\d.]*\b)", line) == ["2", "0", "1", "0.5"]
+    assert "excluded" in line
+    with pytest.raises(PreflightError, match=r"^resources: n2 .*\bauto\b") as problem:
         there.check(
             config.model_copy(
                 update={"resources": config.resources.model_copy(update={"cpus": 4})}
             ),
             specs,
         )
+    assert re.findall(r" (\d[\d.]*\b)", str(problem.value)) == ["2", "1", "4", "0"]
 
 
-def test_a_machine_that_is_left_out_is_named_and_the_last_one_stays() -> None:
+def test_an_excluded_machine_is_named_once_and_the_last_one_stays() -> None:
     said: list[str] = []
     there = planted({}, {"name": "n2", "machine": "another"}, say=said.append)
     there.nodes = {host_lock.identity(): Node((), (0, 1)), "another": Node((), (0, 1))}
     assert there.exclude_host("another")
     assert there.exclude_host("another"), "a second trial that failed there"
     assert (list(there.nodes), len(said)) == ([host_lock.identity()], 1)
-    assert said[0].startswith("n2 is excluded")
+    assert re.match(r"n2 .*\bexcluded\b", said[0])
     assert not there.exclude_host(host_lock.identity())
     assert list(there.nodes) == [host_lock.identity()]
 
 
-def test_a_head_that_does_not_answer_is_gone_after_a_while_and_not_at_once(monkeypatch) -> None:
+def test_a_head_that_does_not_answer_is_reported_after_a_timeout(monkeypatch) -> None:
     monkeypatch.setattr("sweeps.execution.cluster_join.HEAD_TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as head:
         port = head.getsockname()[1]
@@ -160,7 +172,7 @@ def test_a_head_that_does_not_answer_is_gone_after_a_while_and_not_at_once(monke
         assert gone() is None
     assert gone() is None
     time.sleep(0.4)
-    assert f"127.0.0.1:{port} has not answered" in (gone() or "")
+    assert f" 127.0.0.1:{port} " in (gone() or "")
     with socket.create_server(("127.0.0.1", port)):
         assert gone() is None, "it is back"
 
@@ -188,7 +200,7 @@ def runs(folder: Path) -> list:
 
 
 def overlaps(found: list) -> int:
-    """How many pairs of runs were under way at the same time."""
+    """Returns how many pairs of runs were active at the same time."""
     spans = [(run.info.start_time, run.info.end_time) for run in found]
     return sum(a[0] < b[1] and b[0] < a[1] for i, a in enumerate(spans) for b in spans[:i])
 
@@ -213,7 +225,7 @@ def test_trials_run_on_both_nodes_and_one_at_a_time_where_they_are_to_be_alone(
     assert [run.data.tags["outcome"] for run in found] == ["completed"] * 4
     assert (overlaps(found) == 0) == exclusive
     assert f"(process {running.pid} " not in out, (
-        "a launch that waits for its own trials says nothing of it"
+        "a launch does not report that it waits for its own trials"
     )
 
 
@@ -233,7 +245,7 @@ with join_cluster("auto", Path("remains"), print) as there:
 
 
 @pytest.mark.slow
-def test_what_is_done_on_every_machine_is_done_on_this_one_and_on_those_that_are_there(
+def test_work_on_all_machines_runs_on_this_one_and_on_those_that_are_alive(
     two_nodes, tmp_path
 ) -> None:
     variables = os.environ | two_nodes.variables | {"PYTHONPATH": str(ROOT)}
@@ -252,7 +264,7 @@ def test_what_is_done_on_every_machine_is_done_on_this_one_and_on_those_that_are
 
 
 @pytest.mark.slow
-def test_a_node_that_is_lost_costs_its_trial_an_attempt_and_nothing_else(
+def test_a_lost_node_costs_one_attempt_of_its_trial_and_nothing_else(
     two_nodes, tones, tmp_path
 ) -> None:
     lost = two_nodes.add("--num-cpus=1")
@@ -264,7 +276,7 @@ def test_a_node_that_is_lost_costs_its_trial_an_attempt_and_nothing_else(
     out, err = running.communicate(timeout=600)
     assert (running.returncode, err) == (0, ""), out + err
     assert "lost on " in out
-    assert "runs once more, 1 of" in out
+    assert re.search(r"more, 1 of \d+ \(max_restarts\)", out)
     outcomes = [(run.data.tags["trial_id"], run.data.tags["outcome"]) for run in runs(tmp_path)]
     assert sorted(outcome for _, outcome in outcomes) == ["completed"] * 5 + ["interrupted"]
     assert len({key for key, outcome in outcomes if outcome == "completed"}) == 5

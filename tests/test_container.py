@@ -1,5 +1,5 @@
-"""The whole launch where users are: in a container of 64 MB of /dev/shm without namespaces, and as
-an ordinary user."""
+"""Whole launches in the surroundings of users: in a container with 64 MB of /dev/shm and without
+namespaces, and as an ordinary user."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ parameters:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """Where anybody may enter, unlike pytest's own folders."""
+    """A folder that any user may enter, unlike pytest's own folders."""
     folder = Path(tempfile.mkdtemp(prefix="home-", dir="/tmp"))
     folder.chmod(0o755)
     (folder / "sweep.yaml").write_text(SWEEP)
@@ -61,13 +61,14 @@ needs_root = pytest.mark.skipif(
 
 @needs_namespaces
 @pytest.mark.slow
-def test_a_container_that_forbids_namespaces_says_how_to_allow_them(home) -> None:
+def test_in_a_container_without_namespaces_the_remedies_are_named(home) -> None:
     done = launch_in_docker(home)
     assert done.returncode == 3
     for way in (
         "--cap-add SYS_ADMIN",
         "max_user_namespaces",
-        "resources: {shm: host}, with loader.shm_size: 64M",
+        "resources: {shm: host}",
+        "loader.shm_size: 64M",
     ):
         assert way in done.stderr
     assert not (home / "mlflow.db").exists() or "trial" not in done.stdout
@@ -75,13 +76,13 @@ def test_a_container_that_forbids_namespaces_says_how_to_allow_them(home) -> Non
 
 @needs_namespaces
 @pytest.mark.slow
-def test_a_size_that_the_container_has_not_is_never_pretended(home) -> None:
+def test_a_size_that_the_container_does_not_have_is_rejected(home) -> None:
     done = launch_in_docker(
         home, "--set", "resources.shm=host", "--set", "parameters.loader.shm_size=1G"
     )
     assert done.returncode == 3
     assert "loader.shm_size: 1G" in done.stderr
-    assert "own /dev/shm of 64M" in done.stderr
+    assert "/dev/shm of 64M" in done.stderr
 
 
 @needs_namespaces
@@ -94,7 +95,7 @@ def test_a_whole_sweep_in_64_mb_for_everything(home, flags) -> None:
         home, "--set", "resources.shm=host", "--set", "parameters.device.step_s=2", *flags
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Sweep contained: 2 completed, 1 overflowed" in done.stdout
+    assert "contained: 2 completed, 1 overflowed" in done.stdout
     assert "shm_exhausted: /dev/shm of 64.0 MiB" in done.stdout
     assert done.stderr == ""
 
@@ -114,7 +115,7 @@ def test_a_whole_sweep_as_an_ordinary_user(home) -> None:
         "parameters.loader.shm_size={values: [16M, 1G]}",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Sweep contained: 4 completed, 2 overflowed" in done.stdout
+    assert "contained: 4 completed, 2 overflowed" in done.stdout
     assert (set(os.listdir("/dev/shm")), shm_usage()) == before
 
 

@@ -1,4 +1,4 @@
-"""The scanner on planted folders: every split, pool, cut and fault is known beforehand."""
+"""Checks the scanner on planted folders whose splits, pools, cuts and faults are known."""
 
 import hashlib
 import multiprocessing
@@ -47,7 +47,7 @@ def write_wav(path: Path, samples: int = 1_600, seed: int = 0) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Words a, b, c and d, spoken once by each of 40 speakers; two noises of 20 and 40 s."""
+    """Writes words a, b, c and d, one clip of each by 40 speakers, and noises of 20 and 40 s."""
     root = tmp_path / "tree"
     for word in "abcd":
         for number, speaker in enumerate(SPEAKERS):
@@ -64,7 +64,7 @@ def prepared(root: Path, **keys: object) -> PreparedCorpus:
 
 
 def which_set(speaker: str) -> str:
-    """Warden's which_set, from the README of the Speech Commands archive, in its own words."""
+    """Copies the function which_set from the README of the Speech Commands archive."""
     max_num_wavs_per_class = 2**27 - 1
     hash_name_hashed = hashlib.sha1(speaker.encode("utf-8")).hexdigest()
     percentage_hash = (int(hash_name_hashed, 16) % (max_num_wavs_per_class + 1)) * (
@@ -109,10 +109,9 @@ def test_the_lists_decide_and_take_a_speakers_other_clips_along(tree: Path) -> N
     assert speakers(corpus, "validation") == {"speaker1"}
     assert speakers(corpus, "testing") == {"speaker2"}
     assert len(corpus.split("testing")) == 4
-    assert any(note.startswith("1 clips in neither list") for note in corpus.account.notes)
-    assert any(
-        note.startswith("1 of 4 entries of testing_list.txt ") for note in corpus.account.notes
-    )
+    missing, followers = corpus.account.notes
+    assert re.search(r"^1 of 4 .*testing_list\.txt .*gone/x_nohash_0\.wav", missing)
+    assert re.search(r"^1 clips .*neither list", followers)
     assert corpus.account.how == "lists"
 
 
@@ -132,14 +131,14 @@ def test_kaggles_lists_lie_beside_the_folder_audio(tree: Path, tmp_path: Path) -
         assert speakers(corpus, "testing") == {"speaker2"}
 
 
-def test_lists_that_tear_a_speaker_apart_are_a_fault(tree: Path) -> None:
+def test_a_speaker_in_both_lists_is_a_fault(tree: Path) -> None:
     (tree / "validation_list.txt").write_text("a/speaker1_nohash_0.wav\n")
     (tree / "testing_list.txt").write_text("b/speaker1_nohash_0.wav\n")
     with pytest.raises(
         CorpusError,
         match=(
-            r"'speaker1': a/speaker1_nohash_0.wav in validation_list.txt, b/speaker1_nohash_0.wav"
-            r" in testing_list.txt"
+            r"'speaker1'.* a/speaker1_nohash_0\.wav .*validation_list\.txt"
+            r".* b/speaker1_nohash_0\.wav .*testing_list\.txt"
         ),
     ):
         prepared(tree)
@@ -192,20 +191,14 @@ def test_silence_is_cut_from_disjoint_stretches(tree: Path) -> None:
 
 
 def test_silence_needs_enough_noise(tree: Path) -> None:
-    with pytest.raises(
-        CorpusError,
-        match=(
-            r"validation's share of _background_noise_ gives 40 cuts, not 50. Write"
-            r" corpus.silence: 40"
-        ),
-    ):
+    with pytest.raises(CorpusError, match=r"validation.* 40 .* 50\..*corpus\.silence: 40"):
         prepared(tree, silence=50)
     shutil.rmtree(tree / "_background_noise_")
-    with pytest.raises(CorpusError, match=r"no recordings in _background_noise_"):
+    with pytest.raises(CorpusError, match=r"no recordings.*_background_noise_"):
         prepared(tree, silence=1)
 
 
-def test_all_faults_come_at_once_with_what_to_do(tree: Path) -> None:
+def test_all_faults_are_reported_at_once_with_their_remedies(tree: Path) -> None:
     for path in (tree / "b").iterdir():
         if path.name != "speaker7_nohash_0.wav":
             path.unlink()
@@ -214,29 +207,34 @@ def test_all_faults_come_at_once_with_what_to_do(tree: Path) -> None:
     with pytest.raises(CorpusError) as caught:
         prepared(tree, words=["a", "b", "cc"], unknown=1, silence=500)
     message = str(caught.value)
-    assert "has 6 faults" in message
-    for part in (
-        "'cc' has no folder",
-        "Did you mean c?",
-        "'b' in validation",
-        "a/speaker3_nohash_0.wav: the file is empty",
-        "a/speaker4_nohash_0.wav: can't be read as audio",
-        "2 of ",
-        "on_bad_clip: skip",
-        "gives 40 cuts, not 500",
+    assert "6 faults" in message
+    for data in (
+        r"corpus\.words: 'cc'.* c\?",
+        r"'b' in validation",
+        r"a/speaker3_nohash_0\.wav: .*\b0 bytes",
+        r"a/speaker4_nohash_0\.wav: .*\baudio",
+        r"\b2 of ",
+        r"corpus\.on_bad_clip: skip",
+        r"corpus\.silence: training.* 460 .* 500\.",
+        r"corpus\.silence: validation.* 40 .* 500\.",
+        r"corpus\.silence: testing.* 40 .* 500\.",
     ):
-        assert part in message
+        assert re.search(data, message), data
 
 
 def test_a_bad_clip_is_left_out_and_counted_on_request(tree: Path) -> None:
     whole = prepared(tree)
     for number in range(12):
         (tree / "a" / f"broken{number}.wav").write_bytes(b"not sound")
-    with pytest.raises(CorpusError, match=r"(?s)12 of 174 files.*broken0\.wav.*and 2 more"):
+    with pytest.raises(CorpusError, match=r"(?s)\b12 of 174\b.*broken0\.wav.*\b2 more"):
         prepared(tree)
     corpus = prepared(tree, on_bad_clip="skip")
-    assert len(corpus.skipped) == 12
-    assert corpus.skipped[0].startswith("a/broken0.wav: can't be read as audio")
+    skipped = dict(line.split(": ", 1) for line in corpus.skipped)
+    assert (len(corpus.skipped), skipped.keys()) == (
+        12,
+        {f"a/broken{number}.wav" for number in range(12)},
+    )
+    assert all("audio" in reason for reason in skipped.values())
     assert (corpus.clips, corpus.fingerprint) == (whole.clips, whole.fingerprint)
 
 
@@ -250,9 +248,9 @@ def test_a_folder_without_clips_is_named(tmp_path: Path, make: str) -> None:
         prepared(tmp_path / "x")
 
 
-def test_a_word_called_like_a_label_is_a_fault(tree: Path) -> None:
+def test_a_word_with_the_name_of_a_label_is_a_fault(tree: Path) -> None:
     (tree / "d").rename(tree / "unknown")
-    with pytest.raises(CorpusError, match=r"corpus\.unknown: .*'unknown'.*corpus\.unknown: 0"):
+    with pytest.raises(CorpusError, match=r"'unknown'.*corpus\.unknown: 0"):
         prepared(tree, words=["a", "unknown"], unknown=2)
 
 
@@ -274,7 +272,7 @@ def test_the_manifest_is_used_until_a_file_changes(tree: Path, cache: Path) -> N
     assert prepare_corpus(config, lines.append) == first
     assert lines == []
     path = tree / "a" / "speaker0_nohash_0.wav"
-    write_wav(path, seed=99)  # as long as before; only the time tells
+    write_wav(path, seed=99)  # of the same size, so that only the time differs
     os.utime(path, ns=(1, 1))
     assert prepare_corpus(config, lines.append).fingerprint != first.fingerprint
     assert len(lines) == 1
@@ -313,7 +311,7 @@ def test_the_synthetic_corpus_knows_unknown_and_silence() -> None:
 
 
 def test_a_word_that_cannot_be_spoken_is_a_corpus_error() -> None:
-    with pytest.raises(CorpusError, match="'a/b' can't name a folder"):
+    with pytest.raises(CorpusError, match=r"'a/b'.*folder"):
         prepare_corpus(Corpus(words=["a/b", "c"], clips=20), quiet)
 
 
@@ -321,9 +319,7 @@ def test_no_network_says_what_to_do(cache: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there
     # urllib keeps its first opener, with the proxies of that moment, for the whole process.
     monkeypatch.setattr(urllib.request, "_opener", None)
-    with pytest.raises(
-        CorpusError, match=r"speech_commands_v0.01.*can't be downloaded.*corpus.path"
-    ):
+    with pytest.raises(CorpusError, match=r"speech_commands_v0\.01\.tar\.gz.*corpus\.path"):
         prepare_corpus(Corpus(name="speech_commands", version="v1"), quiet)
     assert [path.name for path in (cache / "corpora").iterdir()] == ["speech_commands_v0.01.lock"]
 
@@ -376,7 +372,7 @@ def spoken(root: Path, words: str, people: int, clips: int, prefix: str = "s") -
 
 
 def test_ten_words_by_six_speakers_are_dealt_four_one_one(tmp_path: Path) -> None:
-    # whom the hash leaves without testing
+    # the hash would leave testing without a speaker
     corpus = prepared(spoken(tmp_path / "six", "abcdefghij", 6, 5, "sp"))
     assert [len(speakers(corpus, split)) for split in SPLITS] == [4, 1, 1]
     assert Counter((clip.label, clip.split) for clip in corpus.clips) == Counter(
@@ -399,7 +395,7 @@ def test_ten_words_by_six_speakers_are_dealt_four_one_one(tmp_path: Path) -> Non
 
 def test_single_clips_are_dealt_on_request_and_their_accuracy_is_marked(tmp_path: Path) -> None:
     root = spoken(tmp_path / "one", "ab", 1, 20)
-    with pytest.raises(CorpusError, match=r"one speaker, 's0'.*split: \{by: clip\}"):
+    with pytest.raises(CorpusError, match=r"'s0'.*\{by: clip\}"):
         prepared(root)
     corpus = prepared(root, split={"by": "clip"})
     assert [len(corpus.split(split)) for split in SPLITS] == [32, 4, 4]
@@ -409,10 +405,10 @@ def test_single_clips_are_dealt_on_request_and_their_accuracy_is_marked(tmp_path
     }
 
 
-def test_without_a_test_split_the_rest_is_served(tmp_path: Path) -> None:
+def test_without_a_test_split_the_other_splits_are_used(tmp_path: Path) -> None:
     corpus = prepared(spoken(tmp_path / "two", "ab", 2, 4))
     assert [len(speakers(corpus, split)) for split in SPLITS] == [1, 1, 0]
-    assert "no clip of a, b" in corpus.account.untestable
+    assert " a, b." in corpus.account.untestable
 
 
 def test_what_is_found_used_and_left_out_is_counted(tmp_path: Path, cache: Path) -> None:
@@ -437,14 +433,29 @@ def test_what_is_found_used_and_left_out_is_counted(tmp_path: Path, cache: Path)
     corpus = prepared(root, on_bad_clip="skip")
     account = corpus.account
     assert (account.found, sum(account.used.values())) == (62, 60)
-    left_out = {(re.sub(r" \(.*", "", each)) for each in account.left_out}
-    assert left_out == {
-        "2 .m4a files, which can't be read", "1 hidden sound files", "1 .txt files, no sound by their names",
-        "1 sound files directly in the folder, under no word", "1 links to a folder that they lie in",
-        "1 folders whose names begin with _", "1 hidden folders", "1 file: can't be read as audio", "1 file: the file is empty",
-    }  # fmt: skip
+    expected = {  # example -> number of files, and a word for the reason
+        "a/x.m4a": (2, ".m4a"),
+        "a/.hidden.wav": (1, "hidden sound"),
+        "a/notes.txt": (1, ".txt"),
+        "top.wav": (1, "no word"),
+        "a/loop": (1, "links"),
+        "_old": (1, "_"),
+        ".git": (1, "hidden folders"),
+        "a/broken.wav": (1, "audio"),
+        "b/empty.wav": (1, "empty"),
+    }
+    left_out = {}
+    for line in account.left_out:
+        number, reason, example = re.fullmatch(r"(\d+) (.+) \(as ([^)]+)\).*", line).groups()
+        left_out[example] = int(number), reason
+    assert len(account.left_out) == len(left_out)
+    assert {example: number for example, (number, _) in left_out.items()} == {
+        example: number for example, (number, _) in expected.items()
+    }
+    for example, (_, word) in expected.items():
+        assert word in left_out[example][1]
     assert any("empty" in note for note in account.notes)
-    assert prepared(root, on_bad_clip="skip") == corpus, "the manifest keeps it"
+    assert prepared(root, on_bad_clip="skip") == corpus, "read from the manifest"
     assert account.largest["validation"][1:] == (5, 10)
 
 
@@ -456,16 +467,17 @@ def test_copies_across_splits_and_under_other_words_are_faults_unless_allowed(
         (root / f"{split}_list.txt").write_text(
             "".join(f"{word}/s{person}_nohash_{clip}.wav\n" for word in "ab" for clip in range(4))
         )
-    # trained on, and held out
+    # in training and in validation
     shutil.copy(root / "a" / "s0_nohash_0.wav", root / "a" / "s1_nohash_7.wav")
     shutil.copy(root / "a" / "s3_nohash_0.wav", root / "b" / "s3_nohash_7.wav")  # two labels
-    # a copy like any other
+    # of the same label and split, which is no fault
     shutil.copy(root / "a" / "s4_nohash_0.wav", root / "a" / "s4_nohash_7.wav")
-    with pytest.raises(
-        CorpusError,
-        match=(r"(?s)2 faults.*1 recordings .*several labels.*1 recordings .*several splits"),
-    ):
+    with pytest.raises(CorpusError, match="2 faults") as caught:
         prepared(root)
+    assert [line.strip() for line in str(caught.value).splitlines() if " = " in line] == [
+        "a/s3_nohash_0.wav (a) = b/s3_nohash_7.wav (b)",
+        "a/s0_nohash_0.wav (training) = a/s1_nohash_7.wav (validation)",
+    ]
     allowed = prepared(root, duplicates="allow")
     assert len(allowed.clips) == 51
     assert len(allowed.account.notes) >= 3
@@ -475,12 +487,15 @@ def test_copies_across_splits_and_under_other_words_are_faults_unless_allowed(
     }  # fmt: skip
 
 
-def test_a_bad_clip_of_any_name_is_counted_under_what_is_wrong_with_it(tmp_path: Path) -> None:
+def test_a_bad_clip_of_any_name_is_counted_under_its_own_fault(tmp_path: Path) -> None:
     root = spoken(tmp_path / "names", "ab", 6, 2)
-    for name in ("take 1: cut off.wav", "take 2: cut off.wav"):
+    names = ("take 1: cut off.wav", "take 2: cut off.wav")
+    for name in names:
         (root / "a" / name).touch()
-    account = prepared(root, on_bad_clip="skip").account
-    assert account.left_out == ("2 files: the file is empty (as a/take 1: cut off.wav)",)
+    (line,) = prepared(root, on_bad_clip="skip").account.left_out
+    reason, _, example = line.partition(" (as ")
+    assert (reason.startswith("2 files"), "empty" in reason) == (True, True)
+    assert example == f"a/{names[0]})"
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -493,8 +508,8 @@ def test_words_are_one_in_either_unicode_form(tmp_path: Path, form: str) -> None
     )
 
 
-def test_folders_of_splits_are_no_words(tmp_path: Path) -> None:
+def test_folders_with_the_names_of_splits_are_a_fault(tmp_path: Path) -> None:
     for split in ("train", "test"):
         spoken(tmp_path / "nested" / split, "ab", 2, 1)
-    with pytest.raises(CorpusError, match=r"test, train are splits"):
+    with pytest.raises(CorpusError, match="test, train"):
         prepared(tmp_path / "nested")

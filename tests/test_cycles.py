@@ -1,4 +1,4 @@
-"""Table 4, cell by cell, against planted trials and numbers worked out by hand."""
+"""Tests table 4, cell by cell, with planted trials and numbers worked out by hand."""
 
 import math
 
@@ -7,6 +7,7 @@ import pytest
 from analysis.cycles import cycle_accuracies, cycle_lengths, tables
 from analysis.runs import sweep_runs
 from analysis.tables import body, head
+from analysis.text_tables import OUTCOME_LABELS
 from speech.training_config import Sgdr
 from tests.conftest import make_trial_id
 
@@ -17,7 +18,7 @@ ACCURACIES = {  # cycle epochs -> (last, best, ensemble) by repeat
 
 
 def plant_sweep(tracking, plant, trials):
-    """trials: (swept, repeat, outcome, (last, best, ensemble) or None)."""
+    """Plants `trials`: (swept, repeat, outcome, (last, best, ensemble) or None)."""
     keys = [{"trial_id": make_trial_id("cycles", swept, repeat)} for swept, repeat, *_ in trials]
     parent = tracking.start_sweep("first-look", "", keys, "")
     for swept, repeat, outcome, accuracies in trials:
@@ -72,16 +73,14 @@ def test_rows_hold_means_spreads_and_the_gain_over_the_long_cosine(tracking, pla
     assert math.isnan(long.gain)
 
 
-def test_the_page_says_it_all_within_a_hundred_columns(tracking, plant):
+def test_the_table_fits_a_hundred_columns(tracking, plant):
     (text,) = tables(
         plant_sweep(tracking, plant, [*completed(8, ACCURACIES[8]), *completed(2, ACCURACIES[2])])
     )
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
-    assert lines[:2] == [
-        "Validation accuracy by SGDR cycle length, block cycles",
-        "Planted CPU · 2 cores · 2 threads · float32",
-    ]
+    assert lines[0].endswith(", block cycles")
+    assert lines[1].split(" · ") == ["Planted CPU", "2 cores", "2 threads", "float32"]
     cells = [line.split("  ") for line in lines if line.startswith(("2 ", "8, "))]
     assert [[cell.strip() for cell in row if cell.strip()] for row in cells] == [
         [
@@ -103,7 +102,7 @@ def test_the_page_says_it_all_within_a_hundred_columns(tracking, plant):
     assert all(figure in lines[-1] for figure in ("300", "87.0 %", "82.7-90.3 %", "Wilson"))
 
 
-def test_a_gain_that_repeats_is_told_apart(tracking, plant):
+def test_a_gain_in_every_repeat_is_distinguishable(tracking, plant):
     gained = [
         (last, best, cosine + gain)
         for (last, best, _), (*_, cosine), gain in zip(
@@ -140,19 +139,13 @@ def test_only_completed_trials_count_and_the_others_are_named(tracking, plant):
     ]
     runs = plant_sweep(tracking, plant, [*others, ({"sgdr.cycle_epochs": 2}, 1, "oom", None)])
     failed, mixed = cycle_accuracies(runs).itertuples()
-    assert (mixed.n, mixed.trials, mixed.ensemble, mixed.outcomes) == (
-        1,
-        3,
-        0.9,
-        "1 of 3 timed out, 1 of 3 crashed",
-    )
+    assert (mixed.n, mixed.trials, mixed.ensemble) == (1, 3, 0.9)
+    assert mixed.outcomes == f"1 of 3 {OUTCOME_LABELS['timeout']}, 1 of 3 crashed"
     assert math.isnan(mixed.long_cosine)
-    assert (failed.n, failed.outcomes) == (0, "1 of 1 out of memory")
+    assert (failed.n, failed.outcomes) == (0, f"1 of 1 {OUTCOME_LABELS['oom']}")
     (text,) = tables(runs)
-    assert (
-        "cycles of 2: 1 of 1 out of memory.\nNot counted, cycles of 4: 1 of 3 timed out, 1 of 3"
-        " crashed." in text
-    )
+    first, second = (f"cycles of {row.schedule}: {row.outcomes}." for row in (failed, mixed))
+    assert -1 < text.find(first) < text.find(second)
 
 
 def test_one_without_an_ensemble_does_not_count(tracking, plant):
@@ -196,9 +189,9 @@ def test_cycle_lengths_are_those_of_the_schedule(epochs, cycle_epochs, factor):
     )
 
 
-def test_trials_that_diverged_are_told_and_in_no_mean(tracking, plant):
-    """Schedule 2 has one sound trial and two that diverged, one of them after some snapshots; of
-    schedule 4 all did."""
+def test_diverged_trials_are_counted_and_in_no_mean(tracking, plant):
+    """Plants schedule 2 with one sound trial and two that diverged, one of them after some
+    snapshots, and schedule 4 with three that diverged."""
     trials = [*completed(8, ACCURACIES[8]), *completed(2, ACCURACIES[2][:1])]
     trials += [({"sgdr.cycle_epochs": 4}, repeat, "diverged", None) for repeat in (1, 2, 3)]
     trials.append(({"sgdr.cycle_epochs": 2}, 2, "diverged", None))
@@ -228,10 +221,10 @@ def test_trials_that_diverged_are_told_and_in_no_mean(tracking, plant):
     runs = sweep_runs("first-look", tracking.uri)
     rows = {row.schedule: row for row in cycle_accuracies(runs).itertuples()}
     assert (rows["2"].n, rows["2"].trials, rows["2"].ensemble) == (1, 3, 0.85)
-    assert set(rows["2"].outcomes.split(", ")) == {
-        "1 of 3 diverged",
-        "1 of 3 diverged after some snapshots",
-    }
+    wholly, partly = sorted(rows["2"].outcomes.split(", "), key=len)
+    assert wholly == "1 of 3 diverged"
+    assert partly.startswith(wholly)
+    assert "snapshots" in partly
     assert (rows["4"].n, rows["4"].trials, rows["4"].outcomes) == (0, 3, "3 of 3 diverged")
     assert math.isnan(rows["4"].ensemble)
     assert "diverged" in "".join(tables(runs))

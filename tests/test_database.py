@@ -1,4 +1,4 @@
-"""A tracker's database: its names, and that readers change nothing."""
+"""Tests the database of a tracker: its names, and that readers change nothing."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ ODD = "50% #1? 'q\"; é ~ %20"
 
 
 def fingerprint(folder: Path) -> dict[str, tuple[str, int]]:
-    """Every file of a folder, by name: what is in it and when it was written."""
+    """Returns the content and the time of change of every file of a folder, by name."""
     files = [file for file in folder.rglob("*") if file.is_file()]
     return {
         str(file): (hashlib.sha256(file.read_bytes()).hexdigest(), file.stat().st_mtime_ns)
@@ -117,16 +117,22 @@ def test_uris_and_paths_are_turned_in_one_place(tmp_path):
     assert resolve_uri("sqlite+pysqlite:////a/x.db") == "sqlite:////a/x.db"
 
 
-def test_no_text_tells_a_password():
-    assert (
-        mask_passwords("postgresql+psycopg://me:se:cr@et@host:5432/mlflow?password=secret")
-        == "postgresql+psycopg://me:***@host:5432/mlflow?password=***"
-    )
-    assert (
-        mask_passwords("tracking: {uri: 'https://me:secret@host:5000'}\n# me:you@home")
-        == "tracking: {uri: 'https://me:***@host:5000'}\n# me:you@home"
-    )
-    assert mask_passwords("sqlite:////home/a:b@c/mlflow.db") == "sqlite:////home/a:b@c/mlflow.db"
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        (
+            "postgresql+psycopg://me:se:cr@et@host:5432/mlflow?password=secret",
+            "postgresql+psycopg://me:***@host:5432/mlflow?password=***",
+        ),
+        (
+            "tracking: {uri: 'https://me:secret@host:5000'}\n# me:you@home",
+            "tracking: {uri: 'https://me:***@host:5000'}\n# me:you@home",
+        ),
+        ("sqlite:////home/a:b@c/mlflow.db", "sqlite:////home/a:b@c/mlflow.db"),
+    ],
+)
+def test_passwords_are_masked(text, masked):
+    assert mask_passwords(text) == masked
 
 
 def test_a_database_with_two_names_is_not_written_to(tmp_path, empty_database):

@@ -1,5 +1,5 @@
-"""A disk that is full: what fails for want of room names machine and place, and nothing else is
-blamed on it."""
+"""Tests that an error for lack of disk space names the machine and the folder, and that other
+errors stay as they are."""
 
 import errno
 import pickle
@@ -22,24 +22,21 @@ try:
     with translate_disk_errors(types.SimpleNamespace(folder=folder / "planted")):
         (folder / "zeros").write_bytes(bytes(3 << 20))
 except DiskFull as error:
-    print(error)
+    print(*error.places)
 """
 
 
-def test_an_error_for_want_of_room_names_the_machine_and_arrives_from_another_process(
+def test_a_full_disk_error_names_the_machine_and_can_be_pickled(
     tmp_path,
 ) -> None:
     with pytest.raises(DiskFull) as raised, translate_disk_errors(SimpleNamespace(folder=tmp_path)):
         raise OSError(errno.EDQUOT, "Disk quota exceeded", "/planted/file")
     error = pickle.loads(pickle.dumps(raised.value))
-    assert (error.machine, error.places, str(error)) == (
-        host_lock.identity(),
-        ["/planted/file"],
-        "no space left in /planted/file",
-    )
+    assert (error.machine, error.places) == (host_lock.identity(), ["/planted/file"])
+    assert "/planted/file" in str(error)
 
 
-def test_with_room_nothing_is_blamed_on_the_disk(tmp_path) -> None:
+def test_with_free_space_another_error_stays_as_it_is(tmp_path) -> None:
     check_disk(SimpleNamespace(folder=tmp_path / "not" / "made" / "yet"))
     with (
         pytest.raises(OSError, match="planted") as raised,
@@ -49,7 +46,7 @@ def test_with_room_nothing_is_blamed_on_the_disk(tmp_path) -> None:
     assert not isinstance(raised.value, DiskFull)
 
 
-def test_the_place_without_room_is_found(tmp_path) -> None:
+def test_the_folder_without_space_is_found(tmp_path) -> None:
     if not can_isolate():
         pytest.skip("this machine forbids mount namespaces")
     command = 'mount -t tmpfs -o size=2m tmpfs "$2" && exec "$1" -c "$3" "$2"'
@@ -68,4 +65,4 @@ def test_the_place_without_room_is_found(tmp_path) -> None:
     done = subprocess.run(
         unshare, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
     )
-    assert (done.stdout, done.stderr) == (f"no space left in {tmp_path}/planted\n", "")
+    assert (done.stdout, done.stderr) == (f"{tmp_path}/planted\n", "")

@@ -1,6 +1,7 @@
-"""What counts as a disturbance, and a real launch beside a busy process: flagged, run once more,
-both kept."""
+"""Tests what counts as a disturbance, and a real launch beside a busy process: the trial is flagged
+and run once more, and both runs are kept."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from analysis.runs import sweep_runs
-from sweeps.host.disturbance import OUTSIDE_LIMIT, disturbance, is_timing
+from speech.usage import EXTERNAL_LIMIT
+from sweeps.host.disturbance import disturbance, is_timing
 from sweeps.metrics import SUMMARY
 from sweeps.tracking.mlflow_runs import RunLogger
 from sweeps.tracking.states import compute_states
@@ -29,6 +31,10 @@ resources: {{shm: {shm}}}
 """
 
 
+def percents(cause: str) -> list[str]:
+    return re.findall(r"\d+ %", cause)
+
+
 def epoch(warmup: bool = False, **metrics: float) -> dict:
     return {
         "warmup": warmup,
@@ -36,26 +42,26 @@ def epoch(warmup: bool = False, **metrics: float) -> dict:
     }
 
 
-def test_only_what_others_did_counts_never_how_long_it_took() -> None:
+def test_only_the_use_by_other_processes_counts_and_never_the_duration() -> None:
     assert (
         disturbance(
             {"external_cpu_fraction": 0.02, "epoch_s": 1000.0}, [epoch(time__epoch_s=1000.0)]
         )
         is None
     )
-    assert (
-        disturbance({"external_cpu_fraction": OUTSIDE_LIMIT + 0.2, "epoch_s": 0.1}, [])
-        == "other processes used 30 % of its cores"
-    )
+    cause = disturbance({"external_cpu_fraction": EXTERNAL_LIMIT + 0.2, "epoch_s": 0.1}, [])
+    assert cause is not None
+    assert percents(cause) == ["30 %"]
+    assert "cores" in cause
 
 
-def test_that_its_own_quota_holds_a_trial_back_is_how_this_machine_is() -> None:
+def test_throttling_by_its_own_quota_is_no_disturbance() -> None:
     held = {"throttled_s": 3.0, "throttled_fraction": 0.9, "external_cpu_fraction": 0.02}
     assert disturbance(held, [epoch(cpu__throttled_s=3.0)], 1.0) is None
-    assert (
-        disturbance(held | {"external_cpu_fraction": 0.3}, [], 1.0)
-        == "other processes used 30 % of its CPU quota"
-    )
+    cause = disturbance(held | {"external_cpu_fraction": 0.3}, [], 1.0)
+    assert cause is not None
+    assert percents(cause) == ["30 %"]
+    assert "quota" in cause
 
 
 def test_the_launchs_own_processes_take_a_larger_share_of_a_smaller_quota() -> None:
@@ -70,19 +76,19 @@ def test_memory_pressure_counts_in_timed_epochs_alone() -> None:
         disturbance({}, [epoch(warmup=True, **pressed), epoch(pressure__memory_fraction=0.01)])
         is None
     )
-    assert (
-        disturbance({}, [epoch(), epoch(**pressed)])
-        == "tasks of the node waited for memory 30 % of an epoch"
-    )
+    cause = disturbance({}, [epoch(), epoch(**pressed)])
+    assert cause is not None
+    assert percents(cause) == ["30 %"]
+    assert "memory" in cause
 
 
-def test_times_and_rates_are_spoilt_and_accuracies_are_not() -> None:
+def test_a_disturbance_distorts_times_and_rates_and_no_accuracies() -> None:
     timing = {name for name in SUMMARY if is_timing(name)}
     assert {"epoch_s", "first_batch_s", "clips_per_s", "wait_fraction"} <= timing
     assert not {"accuracy", "ensemble_accuracy", "shm_peak_bytes", "test_clips"} & timing
 
 
-def test_a_trial_is_due_again_once_whatever_the_second_run_finds(
+def test_a_disturbed_trial_runs_again_once_whatever_the_second_run_finds(
     tracking: RunLogger, plant
 ) -> None:
     parent = tracking.start_sweep("s", "", [], "")
@@ -122,7 +128,7 @@ def test_a_trial_beside_a_busy_process_runs_once_more_and_both_are_kept(
     assert done.stdout.count("1/1") == 2
     (trial,) = sweep_runs("disturbed", f"sqlite:///{tmp_path}/mlflow.db").trials.itertuples()
     assert (trial.attempts, trial.outcome) == (2, "completed")
-    assert trial.disturbed.startswith("other processes used ")
+    assert percents(trial.disturbed)
     planned = subprocess.run(
         [*command, "--dry-run"], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout

@@ -1,4 +1,4 @@
-"""A dry run tells the plan, what is settled, and what fits; and leaves everything as it was."""
+"""Tests the dry run: it shows the plan, the states and the verdicts, and changes nothing."""
 
 import json
 import os
@@ -29,7 +29,9 @@ from sweeps.forecast.trial_forecasts import prepare_forecasts
 from sweeps.host.node import Node, PreflightError
 from sweeps.tracking.mlflow_runs import TrialDescription
 from sweeps.tracking.outbox import Outbox
+from sweeps.tracking.provenance import software
 from sweeps.tracking.rerun import Rerun
+from sweeps.trial_states import StatusGroup
 from tests.conftest import plant_trial
 from tests.planted_calibrations import planted
 from tests.tones import write_tones
@@ -65,19 +67,46 @@ def config(tones, tmp_path, monkeypatch):
     return load(tmp_path / "sweep.yaml")
 
 
-def told(config, *rerun: str) -> list[str]:
+def printed(config, *rerun: str) -> list[str]:
+    """Returns the lines of a dry run that are not blank."""
     lines: list[str] = []
     print_dry_run(build_dry_run(config, rerun, lines.append), lines.append)
     return [line for line in "\n".join(lines).splitlines() if line.strip()]
 
 
 def rows(lines: list[str]) -> list[list[str]]:
-    """The table's lines, split where two spaces are; a blank cell is lost."""
+    """Returns the cells of the table's rows, split at two spaces; blank cells are missing."""
     return [re.split(r"\s{2,}", line.strip()) for line in lines if re.match(r"[0-9a-f]{12} ", line)]
 
 
-def test_it_tells_every_trial_in_the_order_of_the_plan(config) -> None:
-    lines = told(config)
+def numbers(lines: list[str], start: str) -> list[int]:
+    """Returns the numbers in the only line that begins with `start`."""
+    (line,) = [line for line in lines if line.startswith(start)]
+    return [int(number) for number in re.findall(r"\d+", line)]
+
+
+def outline(lines: list[str]) -> tuple[list[int], dict[str, int]]:
+    """Returns the numbers in the sweep's outline, and those of them that count trials by state.
+
+    The numbers are those of trials, of each block's trials, of each state's and of those to run;
+    then the forecast duration, and the trials that it omits.
+    """
+    (line,) = [line for line in lines if line.startswith("planted: ")]
+    states = re.findall(rf"(\d+) ({'|'.join(StatusGroup)})\b", line)
+    return numbers(lines, "planted: "), {state: int(count) for count, state in states}
+
+
+def device_changes(lines: list[str]) -> list[list[str]]:
+    """Returns the numbers and the devices in each warning about a device."""
+    return [
+        re.findall(r"\b(?:\d+|cuda|cpu|simulated)\b", line)
+        for line in lines
+        if line.startswith("warning: ") and " device " in line
+    ]
+
+
+def test_every_trial_is_a_row_in_the_order_of_the_plan(config) -> None:
+    lines = printed(config)
     free, cores = shm_usage().limit_bytes / 2**20, str(len(CORES))
     cells = [row[1:] for row in rows(lines)]
     assert cells[:5] == [
@@ -89,22 +118,28 @@ def test_it_tells_every_trial_in_the_order_of_the_plan(config) -> None:
     ]
     assert [row[:3] for row in cells[5:]] == [["cycles", "1", "1"], ["cycles", "1", "2"]]
     assert all(0 < float(row[-2].replace(",", "")) <= free + 0.5 for row in cells[5:]), (
-        "what is free on the node's own"
+        "the limit is the free part of the node's own /dev/shm"
     )
     assert [row[0] for row in rows(lines)] == [
         trial.trial_id for trial in prepare_forecasts(config, print).plan.trials
     ]
-    at = lines.index("planted: 7 trials (5 in workers, 2 in cycles), 7 new; 7 to run")
-    removed = (
-        "1 point removed from workers: exclude {loader.num_workers: 0, loader.shm_size: 2M}"
-        " (num_workers=0 shm_size=2M)"
-    )
-    assert lines[at + 1] == removed
-    assert lines[-1] == "/dev/shm: 5 fit, 1 overflows, 1 depends on rates"
+    assert outline(lines) == ([7, 5, 2, 7, 7], {"new": 7})
+    at = next(index for index, line in enumerate(lines) if line.startswith("planted: "))
+    removed, _, points = lines[at + 1].rpartition(" (")
+    assert removed.startswith("1 ")
+    assert removed.split(": ", 1)[0].endswith(" workers")
+    assert removed.endswith(" {loader.num_workers: 0, loader.shm_size: 2M}")
+    assert points == "num_workers=0 shm_size=2M)"
+    assert lines[-1].startswith("/dev/shm: ")
+    assert re.findall(r"(\d+) (\w+)", lines[-1]) == [
+        ("5", "fit"),
+        ("1", "overflows"),
+        ("1", "depends"),
+    ]
 
 
 def test_the_lines_are_aligned_and_no_wider_than_a_page(config) -> None:
-    lines = told(config)
+    lines = printed(config)
     (rule,) = [line for line in lines if set(line) == {"-", " "}]
     assert max(map(len, lines)) <= 110
     table = lines[lines.index(rule) - 3 : -1]
@@ -114,8 +149,7 @@ def test_the_lines_are_aligned_and_no_wider_than_a_page(config) -> None:
 
 @pytest.fixture
 def calibrated(config, tmp_path, monkeypatch):
-    """A cache in which the trials on the simulated device are calibrated: a batch takes 80 ms, its step
-    50."""
+    """Caches a calibration of the simulated device: a batch takes 80 ms, its step 50."""
     found = prepare_forecasts(config, print)
     trial = found.plan.trials[0]
     pinned = RuntimeSettings(threads=len(CORES), cpus=list(CORES))
@@ -126,20 +160,17 @@ def calibrated(config, tmp_path, monkeypatch):
     (cache_dir() / "calibrations" / f"{name}.json").unlink()
 
 
-def test_what_earlier_launches_calibrated_is_forecast(calibrated) -> None:
-    """3 batches: without workers 3 x 130 ms; with one, 3 x 80 ms and the last step. 10 % either
-    way, 2 epochs each."""
-    lines = told(calibrated)
+def test_trials_with_a_cached_calibration_are_forecast(calibrated) -> None:
+    """Compares with 3 batches, worked out by hand: 3 x 130 ms without workers; 3 x 80 ms and the
+    last step with one. The interval is 10 % to either side, and a trial has 2 epochs."""
+    lines = printed(calibrated)
     found = [row[-4] for row in rows(lines)]
     assert found == ["0.39 (0.35-0.43)"] * 2 + ["0.29 (0.26-0.32)"] * 3 + ["uncalibrated"] * 2
-    assert (
-        "planted: 7 trials (5 in workers, 2 in cycles), 7 new; 7 to run, about 3 s and 2"
-        " uncalibrated" in lines
-    )
+    assert outline(lines) == ([7, 5, 2, 7, 7, 3, 2], {"new": 7})
 
 
 def test_what_method_forecast_would_not_measure_is_marked(calibrated, tmp_path) -> None:
-    lines = told(load(tmp_path / "sweep.yaml", ["method=forecast"]))
+    lines = printed(load(tmp_path / "sweep.yaml", ["method=forecast"]))
     assert [row[6] for row in rows(lines)[:5]] == [
         "not measured",
         "not measured",
@@ -147,27 +178,22 @@ def test_what_method_forecast_would_not_measure_is_marked(calibrated, tmp_path) 
         "new",
         "new",
     ]
-    assert "measured: 4 of 7 trials; 3 are forecast, about 2 s saved" in lines
-    assert (
-        "planted: 7 trials (5 in workers, 2 in cycles), 4 new, 3 not measured; 4 to run, about 1 s"
-        " and 2 uncalibrated" in lines
-    )
+    assert numbers(lines, "measured: ") == [4, 7, 3, 2]
+    assert outline(lines) == ([7, 5, 2, 4, 3, 4, 1, 2], {"new": 4, "not measured": 3})
 
 
 def test_without_calibrate_nothing_is_forecast(calibrated, tmp_path) -> None:
-    lines = told(load(tmp_path / "sweep.yaml", ["calibrate=false"]))
+    lines = printed(load(tmp_path / "sweep.yaml", ["calibrate=false"]))
     assert {row[-4] for row in rows(lines)} == {"uncalibrated"}
 
 
-def test_without_a_tracker_none_is_made(config, tmp_path) -> None:
+def test_a_missing_tracker_is_not_created(config, tmp_path) -> None:
     assert read_tracker(config) == TrackerRecords()
-    told(config)
+    printed(config)
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]
 
 
-def test_what_is_settled_failed_and_new_is_read_from_the_tracker_and_nothing_written(
-    config, tracking
-) -> None:
+def test_states_are_read_from_the_tracker_and_nothing_is_written_to_it(config, tracking) -> None:
     first, second, third, fourth, *_ = [
         trial.trial_id for trial in prepare_forecasts(config, print).plan.trials
     ]
@@ -182,7 +208,7 @@ def test_what_is_settled_failed_and_new_is_read_from_the_tracker_and_nothing_wri
     plant_trial(tracking, parent, {}, trial_id=third, outcome="shm_exhausted")
     database = Path(tracking.uri.removeprefix("sqlite:///"))
     before = database.read_bytes()
-    lines = told(config)
+    lines = printed(config)
     assert [row[6] for row in rows(lines)[:5]] == [
         "completed",
         "oom",
@@ -190,16 +216,13 @@ def test_what_is_settled_failed_and_new_is_read_from_the_tracker_and_nothing_wri
         "new",
         "new",
     ]
-    assert (
-        "planted: 7 trials (5 in workers, 2 in cycles), 2 settled, 1 failed, 4 new; 5 to run"
-        in lines
-    )
+    assert outline(lines) == ([7, 5, 2, 2, 1, 4, 5], {"settled": 2, "failed": 1, "new": 4})
     assert database.read_bytes() == before
 
 
 @pytest.fixture
 def some_settled(config, tracking) -> list[str]:
-    """Keys of the plan: the first is settled, the second has failed, the others are new."""
+    """Returns the plan's trial ids: the first is settled, the second failed, the others are new."""
     keys = [trial.trial_id for trial in prepare_forecasts(config, print).plan.trials]
     parent = tracking.start_sweep("planted", "", [], "")
     plant_trial(
@@ -228,29 +251,29 @@ def test_what_a_launch_would_run_is_marked_and_counted(config, some_settled, rer
     words = [word if isinstance(word, str) else some_settled[word][:10] for word in rerun]
     seen = build_dry_run(config, words, print)
     assert [trial.trial_id for trial in seen.pending] == [some_settled[index] for index in run]
-    lines = told(config, *words)
-    assert (
-        f"planted: 7 trials (5 in workers, 2 in cycles), 1 settled, 1 failed, 5 new; {len(run)}"
-        " to run" in lines
+    lines = printed(config, *words)
+    assert outline(lines) == (
+        [7, 5, 2, 1, 1, 5, len(run)],
+        {"settled": 1, "failed": 1, "new": 5},
     )
     assert ["yes" in row for row in rows(lines)] == [
         index in run and bool(rerun) for index in range(7)
     ]
 
 
-def test_what_settled_trials_had_otherwise_is_a_warning_below_the_outline(
-    config, some_settled
-) -> None:
-    lines = told(config)
+def test_a_changed_environment_is_a_warning_below_the_outline(config, some_settled) -> None:
+    lines = printed(config)
     at = next(index for index, line in enumerate(lines) if line.startswith("planted:"))
-    assert re.fullmatch(
-        r"warning: 1 of 1 settled trials ran with commit 0ld; it is now \S+", lines[at + 2]
-    )
-    assert (
-        lines[at + 3]
-        == f"warning: 1 of 1 settled trials ran with CPU Planted; it is now {cpu_model()}"
-    )
-    assert not [line for line in lines if "had cores" in line]
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    assert warnings == lines[at + 2 : at + 5]
+    assert all("1 of 1" in line for line in warnings)
+    name = re.compile(r"\b(?:commit|CPU|cores|device)\b")
+    assert [name.search(line)[0] for line in warnings] == ["commit", "CPU", "device"]
+    assert "0ld" in warnings[0]
+    assert warnings[0].endswith(f" {software()['git_commit']}")
+    assert "Planted" in warnings[1]
+    assert warnings[1].endswith(f" {cpu_model()}")
+    assert device_changes(lines) == [["1", "1", "cpu", "simulated"]]
 
 
 def test_a_gpu_that_settled_trials_had_is_a_warning_where_there_is_none(
@@ -270,14 +293,12 @@ def test_a_gpu_that_settled_trials_had_is_a_warning_where_there_is_none(
         trial_id=key,
         tags={"device": "cuda", "device_name": "T4", "cpu_name": cpu_model(), "cores": len(CORES)},
     )
-    warning = "warning: 1 of 1 settled trials ran with device cuda; it is now cpu"
     monkeypatch.setattr("sweeps.commands.dry_run.GPU_DRIVERS", [tmp_path / "none"])
-    assert warning in told(config)
-    assert warning not in told(load(tmp_path / "sweep.yaml", [*overrides, "ray.address=auto"])), (
-        "another node may have one"
-    )
+    assert device_changes(printed(config)) == [["1", "1", "cuda", "cpu"]]
+    of_a_cluster = load(tmp_path / "sweep.yaml", [*overrides, "ray.address=auto"])
+    assert device_changes(printed(of_a_cluster)) == [], "another node may have a GPU"
     monkeypatch.setattr("sweeps.commands.dry_run.GPU_DRIVERS", [tmp_path / "none", tmp_path])
-    assert warning not in told(config), "only torch can tell which it gets"
+    assert device_changes(printed(config)) == [], "the device is unknown without torch"
     without = load(tmp_path / "sweep.yaml", [*overrides, "resources.gpus=0"])
     *_, key = [trial.trial_id for trial in prepare_forecasts(without, print).plan.trials]
     plant_trial(
@@ -287,12 +308,10 @@ def test_a_gpu_that_settled_trials_had_is_a_warning_where_there_is_none(
         trial_id=key,
         tags={"device": "simulated", "cpu_name": cpu_model(), "cores": len(CORES)},
     )
-    assert "warning: 1 of 1 settled trials ran with device simulated; it is now cpu" in told(
-        without
-    )
+    assert device_changes(printed(without)) == [["1", "1", "simulated", "cpu"]]
 
 
-def test_what_ran_since_a_rerun_that_was_cut_short_does_not_run_again(
+def test_an_interrupted_rerun_continues_with_the_trials_that_have_not_run_since(
     config, some_settled, tracking
 ) -> None:
     (sweep,) = tracking.client.search_runs([tracking.experiment_id], "tags.kind = 'sweep'")
@@ -307,24 +326,22 @@ def test_what_ran_since_a_rerun_that_was_cut_short_does_not_run_again(
         tags={"rerun": begun.id},
         outcome="interrupted",
     )
-    lines = told(config, "all")
+    lines = printed(config, "all")
     assert ["yes" in row for row in rows(lines)] == [True, True, False, True, True, True, True]
-    (line,) = [
-        line
-        for line in lines
-        if re.fullmatch(r"continues --rerun all of .*: 6 trials have not run since", line)
-    ]
+    (line,) = [line for line in lines if line.startswith("continues --rerun all ")]
+    assert begun.began in line
+    assert re.findall(r"\d+", line.replace(begun.began, "")) == ["6"]
     assert document(build_dry_run(config, ["all"], print))["notes"] == [line]
     other = build_dry_run(config, [some_settled[2]], print)
-    assert [trial.trial_id for trial in other.pending] == [some_settled[2]], "asked for anew"
-    assert (
-        [note.split(" of ")[0] for note in other.notes]
-        == ["drops the unfinished --rerun all"]
-        == [note.split(" of ")[0] for note in build_dry_run(config, [], print).notes]
-    )
+    assert [trial.trial_id for trial in other.pending] == [some_settled[2]], "a rerun of its own"
+    for dropping in (other, build_dry_run(config, [], print)):
+        (note,) = dropping.notes
+        assert note.startswith("drops ")
+        assert "--rerun all" in note
+        assert begun.began in note
 
 
-def test_what_waits_for_the_tracker_counts_as_it_will_once_a_launch_has_sent_it(
+def test_records_that_wait_for_the_tracker_count_as_if_they_had_been_sent(
     config, some_settled, tracking, tmp_path
 ) -> None:
     (sweep,) = tracking.client.search_runs([tracking.experiment_id], "tags.kind = 'sweep'")
@@ -354,14 +371,14 @@ def test_what_waits_for_the_tracker_counts_as_it_will_once_a_launch_has_sent_it(
             ),
         )
         if trial == 1:
-            outbox.send_next(tracking)  # its run is open, and is the same attempt
+            outbox.send_next(tracking)  # opens the run of this attempt
         if outcome:
             outbox.finish(outcome, "planted", {}, {}, {})
         outbox.close()
-    lines = told(config)
-    assert (
-        "planted: 7 trials (5 in workers, 2 in cycles), 2 settled, 1 failed, 1 running, 3 new; 5"
-        " to run" in lines
+    lines = printed(config)
+    assert outline(lines) == (
+        [7, 5, 2, 2, 1, 1, 3, 5],
+        {"settled": 2, "failed": 1, "running": 1, "new": 3},
     )
     assert [row[6] for row in rows(lines)[:5]] == [
         "completed",
@@ -370,20 +387,14 @@ def test_what_waits_for_the_tracker_counts_as_it_will_once_a_launch_has_sent_it(
         "running",
         "new",
     ]
-    assert [line for line in lines if re.match(r"records of 2 trials .*\.sweeps/planted", line)]
-    assert (
-        len(
-            [
-                line
-                for line in lines
-                if line.startswith("warning: 2 of 2 settled trials ran with commit 0ld")
-            ]
-        )
-        == 1
-    )
+    (waiting,) = [line for line in lines if ".sweeps/planted" in line]
+    assert re.findall(r"\d+", waiting) == ["2"]
+    (commit,) = [line for line in lines if line.startswith("warning: ") and "commit" in line]
+    assert "2 of 2" in commit
+    assert "0ld" in commit
 
 
-def test_the_document_holds_all_that_the_lines_tell(calibrated, some_settled) -> None:
+def test_the_document_holds_everything_that_the_lines_show(calibrated, some_settled) -> None:
     seen = build_dry_run(calibrated, ["failed"], print)
     found = json.loads(json.dumps(document(seen), allow_nan=False))
     assert found["counts"] == {"trials": 7, "settled": 1, "failed": 1, "new": 5, "to_run": 1}
@@ -410,7 +421,7 @@ def test_the_document_holds_all_that_the_lines_tell(calibrated, some_settled) ->
     assert (first["expected_s"], third["expected_s"]) == (
         pytest.approx(0.78),
         0,
-    ), "what overflows ends at once"
+    ), "a trial that overflows ends at once"
     assert third["fit"]["verdict"] == "overflows"
     assert (found["expected_s"], found["uncalibrated"]) == (pytest.approx(0.78), 0)
     assert found["trials"][-1]["forecast"] is None
@@ -419,13 +430,13 @@ def test_the_document_holds_all_that_the_lines_tell(calibrated, some_settled) ->
     assert found["warnings"] == seen.state.environment_changes
 
 
-def test_a_host_shm_is_what_is_free_of_it(tones, config, tmp_path) -> None:
+def test_the_limit_of_a_host_shm_is_its_free_part(tones, config, tmp_path) -> None:
     (tmp_path / "host.yaml").write_text(
         "name: host\nresources: {shm: host}\nparameters:\n  corpus: {name: folder, path:"
         f" {tones}, words: [low, high]}}\n  loader: {{num_workers: 1, batch_size: 4}}\n  device:"
         " {prefer: [simulated], step_s: 0.1}\n  sgdr: {epochs: 2}\n"
     )
-    ((*_, has, verdict),) = rows(told(load(tmp_path / "host.yaml")))
+    ((*_, has, verdict),) = rows(printed(load(tmp_path / "host.yaml")))
     free = shm_usage().limit_bytes - shm_usage().used_bytes
     assert float(has.replace(",", "")) == pytest.approx(free / 2**20, rel=0.2)
     assert verdict == "fits"
@@ -434,15 +445,15 @@ def test_a_host_shm_is_what_is_free_of_it(tones, config, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("parameters.corpus.words=[low, hihg]", "Did you mean high"),
+        ("parameters.corpus.words=[low, hihg]", r"'hihg'.*\bmean high\b"),
         ("tracking.uri=sqlite:///sweep.yaml", "not a database"),
     ],
 )
-def test_what_can_not_be_read_is_a_preflight_error(
+def test_an_unusable_corpus_or_tracker_is_a_preflight_error(
     config, tmp_path, override: str, message: str
 ) -> None:
     with pytest.raises(PreflightError, match=message):
-        told(load(tmp_path / "sweep.yaml", [override]))
+        printed(load(tmp_path / "sweep.yaml", [override]))
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
@@ -476,7 +487,7 @@ def test_progress_of_a_json_document_goes_to_stderr(tmp_path) -> None:
     unread = write_tones(tmp_path / "tones")
     (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=unread))
     done = dry_run_of_a_process(tmp_path, "set()", "--json")
-    assert "reading 25 files" in done.stderr
+    assert "25 files" in done.stderr
     assert len(json.loads(done.stdout)["trials"]) == 7
 
 
@@ -484,12 +495,14 @@ def test_progress_of_a_json_document_goes_to_stderr(tmp_path) -> None:
     ("rerun", "message"),
     [("zzz", "--rerun zzz: "), ("", "--rerun : ")],
 )
-def test_a_key_that_there_is_not_is_told(config, capsys, rerun: str, message: str) -> None:
+def test_an_unknown_trial_id_is_reported_with_its_option(
+    config, capsys, rerun: str, message: str
+) -> None:
     assert launch.main(["sweep.yaml", "--dry-run", "--rerun", rerun]) == 2
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_what_can_not_be_trained_is_told_with_its_trial_key_and_mend(
+def test_a_trial_that_cannot_be_trained_is_reported_with_its_key_and_value(
     tones, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -519,7 +532,7 @@ def test_what_can_not_be_trained_is_told_with_its_trial_key_and_mend(
         trial["problem"] is None
         for trial in document(seen)["trials"]
         if trial["block"] == "workers"
-    ), "the simulated device learns not"
+    ), "the simulated device does not train"
     lines: list[str] = []
     print_dry_run(seen, lines.append)
     assert (

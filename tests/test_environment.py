@@ -1,5 +1,5 @@
-"""Variables of the environment: the table is what a program and its children get, and hostile
-values change nothing that is found."""
+"""Tests variables of the environment: a program and its children get those of the table, and
+hostile values change no result."""
 
 import json
 import os
@@ -127,7 +127,7 @@ NAMES = [
 
 
 def environment_of_a_program(folder: Path, given: dict[str, str], *flags: str) -> dict:
-    """What a program of ours has after `prepare`, started with these variables and flags of Python."""
+    """Returns the variables after `prepare` of a program with these variables and flags."""
     file = folder / "program.py"
     file.write_text(
         f"import json, os, sys; sys.path.insert(0, {str(ROOT)!r})\nfrom sweeps import"
@@ -156,8 +156,8 @@ def environment_of_a_program(folder: Path, given: dict[str, str], *flags: str) -
 
 @pytest.fixture(scope="module")
 def hostile_program(tmp_path_factory) -> tuple[dict[str, str], dict]:
-    """A program that was started with a value for every name of the table: what it was given, and
-    what it has."""
+    """Starts a program with a value for every name of the table. Returns the values that it was
+    given, and those that it has."""
     given = {
         name: VALUES.get(name, "given")
         for name, rule in NAMES
@@ -292,12 +292,12 @@ def run(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProc
 
 
 def told(text: str) -> set[str]:
-    """The variables that a line says are overruled."""
+    """Returns the variables that lines report as overruled."""
     return {line.partition("=")[0] for line in text.splitlines() if " is overruled: " in line}
 
 
 def without(text: str) -> list[str]:
-    """Lines but those, with ornaments as they are written in ASCII."""
+    """Returns the other lines, with ornaments as they are written in ASCII."""
     plain = text.replace("·", "-").replace("±", "+-")
     return [
         line
@@ -327,14 +327,16 @@ def test_a_dry_run_and_the_tables_are_the_same_under_hostile_variables(
         assert told(there.stdout + there.stderr) == names
 
 
-def test_what_the_file_says_itself_is_not_told_and_passwords_never_are(monkeypatch) -> None:
+def test_settings_of_the_file_are_not_reported_and_passwords_never_are(monkeypatch) -> None:
     from sweeps.config.config import SweepConfig
 
     monkeypatch.setitem(
         environment._user_values, "MLFLOW_TRACKING_URI", "http://me:secret@host:5000"
     )
     (line,) = overruled_by_sweep(SweepConfig.model_validate({"name": "a", "blocks": {}} | BLOCK))
-    assert "figures go to sqlite:///mlflow.db" in line
+    assert line.startswith("MLFLOW_TRACKING_URI=")
+    assert " sqlite:///mlflow.db," in line
+    assert "tracking.uri" in line
     assert "secret" not in line
     config = SweepConfig.model_validate(
         {"name": "a", "tracking": {"uri": "sqlite:///mlflow.db"}} | BLOCK
@@ -378,7 +380,7 @@ def test_a_launch_is_the_same_under_hostile_variables_and_listens_on_loopback_on
 
 
 def look_at_sockets(launch: psutil.Popen, listening: dict[str, set[str]]) -> None:
-    """Adds the addresses that processes of the launch listen on, by the process' name."""
+    """Adds the addresses that processes of the launch listen on, by the name of the process."""
     try:
         processes = [launch, *launch.children(recursive=True)]
     except psutil.Error:
@@ -393,7 +395,7 @@ def look_at_sockets(launch: psutil.Popen, listening: dict[str, set[str]]) -> Non
 
 
 def figures(folder: Path) -> list[tuple]:
-    """Of each trial what doesn't depend on the clock."""
+    """Returns the figures of each trial that do not depend on the clock."""
     from analysis.runs import sweep_runs
 
     trials = sweep_runs("planted", f"sqlite:///{folder}/mlflow.db").trials

@@ -1,8 +1,9 @@
-"""The picture of an epoch: its bars lie where the records say, its words follow from them, and
+"""Tests the picture of an epoch: bars lie where the records say, texts have their figures, and
 nothing is cut off."""
 
 import io
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ def lanes(figure):
 
 
 def bars(axes, colour, row=0):
-    """(begin, end) of every bar of a colour in a row, in seconds."""
+    """Returns (begin, end) of every bar of a colour in a row, in seconds."""
     found = [
         collection for collection in axes.collections if isinstance(collection, PolyCollection)
     ]
@@ -38,8 +39,13 @@ def legend(axes):
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
+def numbers(text):
+    """Returns the numbers of a text in order, as they are written."""
+    return re.findall(r"\d[\d,.]*\d|\d", text)
+
+
 def planted(**changes):
-    """Two steps and two workers; the accelerator stalls for 0.3 s."""
+    """Returns records with two steps and two workers; the accelerator stalls for 0.3 s."""
     metrics = {
         "epoch": 1.0,
         "start": 0.05,
@@ -73,7 +79,7 @@ def planted(**changes):
     return [{"kind": "setup"}, epoch | changes, {"kind": "exit", "shm_limit_bytes": 4 << 20}]
 
 
-def test_bars_and_words_of_planted_spans() -> None:
+def test_bars_and_texts_of_planted_spans() -> None:
     found = lanes(draw_epoch(planted(), "planted"))
     assert list(found) == [
         "workers",
@@ -99,31 +105,34 @@ def test_bars_and_words_of_planted_spans() -> None:
         "other 0.10 s (10 %)",
     ]
     assert bars(found["accelerator"], WAIT) == [pytest.approx((0.4, 0.7))]
-    assert legend(found["accelerator"]) == [
-        "busy 0.45 s (45 %)",
-        "1 stall of over 1 ms, the longest 0.30 s",
-    ]
-    assert legend(found["batches ready"]) == ["prepared and not yet received, 1 at most"]
-    assert legend(found["/dev/shm, MiB"]) == ["in use, 3.0 MiB at most", "limit 4 MiB"]
+    busy, stalls = legend(found["accelerator"])
+    assert busy == "busy 0.45 s (45 %)"
+    assert stalls.startswith("1 stall ")
+    assert numbers(stalls) == ["1", "1", "0.30"]
+    assert [numbers(label) for label in legend(found["batches ready"])] == [["1"]]
+    used, limit = legend(found["/dev/shm, MiB"])
+    assert numbers(used) == ["3.0"]
+    assert limit == "limit 4 MiB"
     assert found["/dev/shm, MiB"].get_ylim()[1] > 4, "the limit is seen"
     assert found["training process"].get_xlim() == (0, 1)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "percent", "part"),
     [
-        ({"first_batch": 0.15, "data_wait": 0.3}, "45 % waiting for batches"),
-        ({"step": 0.6, "data_wait": 0.1}, "60 % in training steps"),
-        ({"start": 0.5, "data_wait": 0.1}, "50 % starting workers"),
+        ({"first_batch": 0.15, "data_wait": 0.3}, "45 %", "waiting"),
+        ({"step": 0.6, "data_wait": 0.1}, "60 %", "steps"),
+        ({"start": 0.5, "data_wait": 0.1}, "50 %", "starting"),
     ],
 )
-def test_the_title_says_what_took_most_of_the_epoch(seconds: dict, said: str) -> None:
+def test_the_title_names_the_part_that_took_most_of_the_epoch(
+    seconds: dict, percent: str, part: str
+) -> None:
     records = planted()
     records[1]["metrics"] |= {f"time/{span}_s": value for span, value in seconds.items()}
-    assert (
-        draw_epoch(records, "num_workers=2").get_suptitle()
-        == f"num_workers=2\nepoch 0, 1.00 s: {said}"
-    )
+    title = draw_epoch(records, "num_workers=2").get_suptitle()
+    assert title.startswith(f"num_workers=2\nepoch 0, 1.00 s: {percent} ")
+    assert part in title
 
 
 def test_the_warm_epoch_of_median_time_unless_one_is_named() -> None:
@@ -163,11 +172,11 @@ def test_without_workers_nothing_queues_and_nothing_travels_through_shm() -> Non
     ]
 
 
-def test_a_limit_far_above_is_told_in_words_and_not_drawn() -> None:
+def test_a_limit_far_above_the_use_is_written_and_not_drawn() -> None:
     records = planted()
     records[-1]["shm_limit_bytes"] = 1 << 30
     shm = lanes(draw_epoch(records, "t"))["/dev/shm, MiB"]
-    assert legend(shm)[1] == "limit 1,024 MiB, far above"
+    assert legend(shm)[1].startswith("limit 1,024 MiB, ")
     assert (shm.get_ylim()[1] < 4, shm.lines[:]) == (True, [])
 
 

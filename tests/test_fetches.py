@@ -1,6 +1,7 @@
-"""What workers tell of their batches, by loaders of every start method, and prefetch_hit_rate from planted
-times."""
+"""Tests what workers record of their batches, with every start method, and prefetch_hit_rate of
+planted times."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def fetches_of(config, log: FetchLog, epochs: int = 2) -> list[dict]:
 @pytest.mark.parametrize(
     "keys", [{"start_method": "fork"}, {"start_method": "spawn"}, {"persistent_workers": False}]
 )
-def test_every_batch_of_every_epoch_is_told_once_by_the_worker_that_made_it(
+def test_every_batch_of_every_epoch_is_recorded_once_by_the_worker_that_made_it(
     tone_trial, tmp_path, keys: dict
 ) -> None:
     for fetches in fetches_of(
@@ -55,7 +56,7 @@ def test_every_batch_of_every_epoch_is_told_once_by_the_worker_that_made_it(
 
 
 class Burning(Dataset):
-    """Each batch takes BURNT_S of CPU time, however long this machine takes to give it."""
+    """Takes BURNT_S of CPU time for each batch, however long the machine needs for it."""
 
     def __init__(self, log: FetchLog):
         self.log = log
@@ -96,7 +97,7 @@ def test_a_workers_cpu_seconds_are_those_that_its_batches_burn_and_within_what_t
     assert sum(told) <= counted + 2 * usage.TICK_S, "os.times counts in ticks"
 
 
-def test_without_workers_the_training_process_tells(tone_trial, tmp_path) -> None:
+def test_without_workers_the_training_process_records_batches(tone_trial, tmp_path) -> None:
     fetches = fetches_of(tone_trial(), FetchLog(tmp_path / "log"), epochs=1)[0]
     assert fetches["worker"] == [MAIN] * 3
     assert worker_values(fetches, "cpu_s") == []
@@ -123,10 +124,8 @@ def test_a_disk_without_room_for_the_log_is_an_error_that_says_so() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (
-        1,
-        "OSError: [Errno 28] No space left on device",
-    )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith(f"OSError: [Errno {errno.ENOSPC}]")
 
 
 def test_prefetch_hit_rate_is_the_share_of_batches_that_were_there_when_asked_for() -> None:

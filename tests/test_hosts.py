@@ -1,8 +1,9 @@
-"""A cluster of hosts, each with an address, a name and folders of its own (tests/hosts.py):
-whatever becomes of one of them, of its link or of the head, nothing is lost, nothing is there
-twice, and it is told in a line."""
+"""A cluster of hosts, each with an address, a name and folders of its own (tests/hosts.py). If one
+of them fails, or its link, or the head, no record is lost, none is stored twice, and a line reports
+it."""
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -118,7 +119,7 @@ class Network:
 
 
 class Launch:
-    """A launch on the head, under way."""
+    """Holds a launch that runs on the head."""
 
     def __init__(self, network: Network, name: str, trials: int, epochs: int) -> None:
         self.network, self.name, self.trials, self.epochs = network, name, trials, epochs
@@ -132,7 +133,7 @@ class Launch:
         )
 
     def again(self) -> str:
-        """What the same command prints, which has to run all that is left."""
+        """Returns what the same command prints; it must run all remaining trials."""
         self.process = self.start()
         return self.end(0)
 
@@ -140,7 +141,7 @@ class Launch:
         return self.log.read_text()
 
     def end(self, code: int, seconds: float = 200) -> str:
-        """What it printed, having ended with this exit code in this time."""
+        """Returns what it printed; it must end with this exit code within this time."""
         assert self.process.wait(seconds) == code, self.said()
         assert "Traceback" not in self.said(), self.said()
         return self.said()
@@ -149,7 +150,7 @@ class Launch:
         return host.folder / "work" / ".sweeps" / self.name
 
     def at_work(self, host: Host) -> bool:
-        """Whether an epoch of a trial has ended there."""
+        """Returns whether a trial has completed an epoch on `host`."""
         return any(
             '"epoch"' in file.read_text() for file in self.folder(host).glob("*/records.jsonl")
         )
@@ -177,8 +178,8 @@ class Launch:
         return [(run.info.status, run.data.tags.get("outcome")) for run in self.runs()]
 
     def check(self) -> list[str]:
-        """Each trial has completed once, with all its epochs, and nothing is open; returns the
-        outcomes of the other attempts."""
+        """Asserts that each trial has completed once, with all its epochs, and that no run is open;
+        returns the outcomes of the other attempts."""
         runs = self.runs()
         assert [
             run.info.status
@@ -213,14 +214,14 @@ def network(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> I
 
 
 def test_a_worker_that_is_unplugged_and_comes_back_is_not_settled_twice(network) -> None:
-    """Its trial runs on there and is run again elsewhere; what it recorded comes when a launch
-    finds the worker again."""
+    """Its trial continues there and runs again on another host. The next launch that reaches the
+    worker sends the records of its trial."""
     launch = network.launch("unplugged", 4, epochs=4)
     assert wait_until(lambda: launch.at_work(network.b), seconds=150), launch.said()
     network.b.unplug()
     assert wait_until(lambda: "lost on b: " in launch.said(), seconds=60), launch.said()
     network.b.plug_in()
-    assert "b can't be reached: 1 run there is closed" in launch.end(0)
+    assert re.search(r"(?<!\S)b .*: 1 run .*closed", launch.end(0))
     network.stop_ray(network.b)
     network.join(network.b)
     (records,) = launch.folder(network.b).glob("*/outbox.jsonl")
@@ -242,19 +243,19 @@ def test_a_link_of_200_ms_that_loses_frames_changes_nothing(network) -> None:
         assert "b" in {run.data.tags["node"] for run in launch.runs()}
 
 
-def test_trials_go_on_while_the_trackers_host_is_unplugged_for_a_minute(network) -> None:
+def test_trials_continue_while_the_trackers_host_is_unplugged_for_a_minute(network) -> None:
     launch = network.launch("untracked", 6, epochs=12, step_s=0.6)
     assert wait_until(lambda: launch.at_work(network.a), seconds=150), launch.said()
     network.tracker.unplug()
     time.sleep(60)
     assert launch.process.poll() is None
-    assert "its records wait for the tracker" in launch.said()
+    assert re.search(r"\d/6 .*\brecords wait\b", launch.said())
     network.tracker.plug_in()
     launch.end(0)
     assert launch.check() == []
 
 
-def test_a_worker_whose_disk_is_full_is_named_and_left_out(network) -> None:
+def test_a_worker_whose_disk_is_full_is_named_and_excluded(network) -> None:
     place = HOME / "work" / ".sweeps"
     launch_folder = network.b.folder / "work" / ".sweeps"
     launch_folder.mkdir(exist_ok=True)
@@ -275,7 +276,8 @@ def test_a_worker_whose_disk_is_full_is_named_and_left_out(network) -> None:
         said = launch.end(0)
     finally:
         network.b.run("umount", "-l", place)
-    assert f"lost on b: no space left in {place}/full" in said
+    lost = re.findall(r"lost on b: .*", said)
+    assert [line for line in lost if re.search(rf" space .*{place}/full\b", line)], said
     assert "b is excluded" in said
     assert set(launch.check()) <= {"interrupted", "crashed"}
 
@@ -296,18 +298,19 @@ def test_a_launch_that_is_interrupted_or_killed_leaves_no_run_open(network) -> N
 
 
 def interrupt(launch: Launch, number: int) -> None:
-    """Sends the signal once a trial is at work on each host."""
+    """Sends the signal once a trial runs on each host."""
     there = launch.network.head, launch.network.a, launch.network.b
     assert wait_until(lambda: all(map(launch.at_work, there)), seconds=150), launch.said()
     inner(launch.process).send_signal(number)
 
 
-def test_a_head_that_dies_ends_the_launch_and_the_same_command_goes_on(network) -> None:
+def test_a_dead_head_ends_the_launch_and_the_same_command_continues(network) -> None:
     launch = network.launch("headless", 4, epochs=6)
     assert wait_until(lambda: launch.at_work(network.a), seconds=150), launch.said()
     (gcs,) = network.head.processes("gcs_server")
     gcs.kill()
-    assert "The head of the cluster at " in launch.end(1, 58), "before Ray ends it with a stack"
+    said = launch.end(1, 58)  # before Ray would end it with a stack trace
+    assert re.search(r"head .*:6379 ", said), said
     for host in (network.head, network.a, network.b):
         network.stop_ray(host)
     network.start_head()

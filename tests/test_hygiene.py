@@ -1,4 +1,4 @@
-"""Real processes with a trial's names, real busy cores, and a GPU where there is one."""
+"""Tests waiting for an idle node: with real processes named as trials, busy cores, and a GPU."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ BUSY_AWHILE = (
 
 @contextlib.contextmanager
 def running(code: str, *arguments: str) -> Iterator[subprocess.Popen]:
-    """A process that has come as far as its first line."""
+    """Starts a process, and waits until it has printed its first line."""
     with subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE
     ) as process:
@@ -83,22 +83,23 @@ def test_zombies_and_names_that_are_no_text_disturb_nobody() -> None:
 
 @pytest.fixture
 def one_core() -> Iterator[None]:
-    """This process and its children keep to one core, so that a quota of the container's, or a wide
-    machine, matters little."""
+    """Restricts this process and its children to one core, so that a quota of the container or a
+    machine with many cores has little effect."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     yield
     os.sched_setaffinity(0, allowed)
 
 
-def test_a_crowded_core_is_told_and_waited_for(one_core) -> None:
+def test_an_overloaded_core_is_reported_and_waited_for(one_core) -> None:
     with running(BUSY), running(BUSY), running(BUSY):
         crowded = wait_until_idle(patience_s=0)
     assert crowded["cpu_busy_fraction"] > 0.9
     assert "% busy" in crowded["unsettled"]
     if Path("/proc/pressure/cpu").exists():
         assert PRESSURE_LIMIT < crowded["cpu_pressure_fraction"] <= 1.05
-        assert "tasks wait for a core" in crowded["unsettled"]
+        waiting = f" core {100 * crowded['cpu_pressure_fraction']:.0f} %"
+        assert waiting in crowded["unsettled"]
     with running(BUSY_AWHILE), running(BUSY_AWHILE):
         after = wait_until_idle(patience_s=6)
     quiet = (

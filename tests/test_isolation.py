@@ -1,7 +1,8 @@
-"""Real process trees. What they must leave alone is checked from outside: the host's /dev/shm, and
-its process list."""
+"""Tests isolation with real process trees. The /dev/shm and the process list of the host, which
+they must not change, are checked from outside."""
 
 import ctypes
+import errno
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from speech.config import Trial
 from speech.shm_usage import PAGE_BYTES, shm_usage
 from sweeps.sandbox.isolation import ForkServer, Task
 from sweeps.sandbox.outcome import classify
-from sweeps.sandbox.private_shm import enter_namespaces
+from sweeps.sandbox.private_shm import IsolationError, enter_namespaces
 from tests.trees import ROOT, can_isolate, descendants, finish, trees, wait_until
 
 NOBODY = 65534
@@ -34,7 +35,7 @@ def template():
 def training(
     tone_trial, folder: Path, shm_bytes: int | None = None, step_s: float = 0.001, **loader
 ) -> Task:
-    """A simulated trial on pictures of 3 x 224 x 224, four a batch: 2.3 MiB each."""
+    """Returns a simulated trial with batches of four pictures of 3 x 224 x 224: 2.3 MiB a batch."""
     config = tone_trial(
         device={"prefer": ["simulated"], "step_s": step_s}, loader={"format": "png", **loader}
     )
@@ -71,7 +72,7 @@ def test_a_tree_has_a_shm_of_its_own_size_and_the_hosts_stays(
 
 
 def test_without_a_size_it_has_one_of_its_own_as_large_as_the_nodes(template, tmp_path) -> None:
-    """So that nothing which a killed worker leaves there stays."""
+    """Expects a private /dev/shm, so that nothing that a killed worker leaves there stays."""
     with open("/dev/shm/of-the-node", "wb") as file:
         file.write(bytes(1 << 20))
     try:
@@ -95,8 +96,8 @@ def test_modules_in_the_folder_of_a_launch_are_not_taken_for_ours(tmp_path) -> N
 
 
 def as_nobody(dumpable: bool) -> str:
-    """What a forked child that has become an ordinary user says of its /dev/shm after asking for
-    one of 2 MiB."""
+    """Forks a child that becomes an ordinary user and asks for a /dev/shm of 2 MiB. Returns the
+    size of its /dev/shm, or the error."""
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:
         try:
@@ -127,15 +128,16 @@ def test_an_ordinary_user_gets_one_too() -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which needs root")
 def test_where_it_is_forbidden_an_error_says_so() -> None:
-    assert "can't write /proc/self/setgroups of a user namespace: Permission denied" in as_nobody(
-        dumpable=False
-    )
+    error = as_nobody(dumpable=False)
+    assert error.startswith(IsolationError.__name__)
+    assert "/proc/self/setgroups " in error
+    assert os.strerror(errno.EACCES) in error
 
 
 def test_a_trial_that_fits_completes_and_its_peak_is_the_bound_to_the_page(
     template, tone_trial, tmp_path
 ) -> None:
-    """One worker, prefetch 2, a slow consumer: (min(2, 3) + 1) batches and the queues' semaphores."""
+    """Expects min(2, 3) + 1 batches and the queues' semaphores: 1 worker, prefetch 2."""
     records, outcome = finish(
         template,
         training(tone_trial, tmp_path, shm_bytes=64 << 20, step_s=0.3, num_workers=1),

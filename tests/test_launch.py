@@ -1,4 +1,5 @@
-"""The whole way, through real Ray and real MLflow: a file, trials in process trees, runs, tables."""
+"""Launches from the file to the tables, with real Ray and real MLflow: trials in process trees, and
+their runs."""
 
 import fcntl
 import json
@@ -42,7 +43,7 @@ def runs(launched):
 
 
 def cells(text: str, title: str) -> list[list[str]]:
-    """The rows of the table below `title`, split where two spaces are."""
+    """Returns the rows of the table below `title`, split at two or more spaces."""
     body = text[text.index(title) :].split("\n\n")[1].splitlines()
     return [re.split(r"\s{2,}", line.strip()) for line in body]
 
@@ -114,7 +115,7 @@ def test_summaries_are_medians_of_the_warm_epochs_of_the_records(launched, runs)
         assert records[-1]["kind"] == "exit"
 
 
-def test_a_run_says_where_and_with_what_it_ran(launched, runs) -> None:
+def test_a_run_records_its_hardware_and_versions(launched, runs) -> None:
     client = connect(resolve_uri(f"sqlite:///{launched[0]}/mlflow.db"))
     tags = client.get_run(runs[runs["block"] == "workers"]["run_id"].iloc[0]).data.tags
     assert int(tags["shm_limit_bytes"]) == int(
@@ -132,26 +133,34 @@ def test_snapshots_and_confusion_are_kept_with_the_best_trial(launched, runs) ->
     kept = {file.path for file in client.list_artifacts(best["run_id"], "snapshots")}
     assert len(kept) == {1: 2, 2: 1}[best["sgdr.cycle_epochs"]]
     rows = Path(client.download_artifacts(best["run_id"], "confusion.csv")).read_text().splitlines()
-    assert rows[0] == "true \\ predicted,low,high"
+    assert rows[0].split(",")[1:] == ["low", "high"]
     assert sum(int(cell) for row in rows[1:] for cell in row.split(",")[1:]) == 6
 
 
 def test_the_test_split_is_read_once(launched, runs) -> None:
     folder, done = launched
-    assert "test split read, once" in done.stdout
+    assert _test_reads(folder) == 1
     assert runs["test_ensemble_accuracy"].notna().sum() == 1
-    (said,) = re.findall(
-        r"test accuracy of the best ensemble on validation, .*: (.*) % \((\d) of 6;", done.stdout
+    ((percent, correct),) = re.findall(
+        r"^test accuracy .*: ([\d.]+) % \((\d) of 6;", done.stdout, re.MULTILINE
     )
     best = runs[runs["test_ensemble_accuracy"].notna()].iloc[0]
-    assert float(said[0]) == pytest.approx(100 * best["test_ensemble_accuracy"], abs=0.05)
+    assert float(percent) == pytest.approx(100 * best["test_ensemble_accuracy"], abs=0.05)
     again = launch(folder, "--evaluate-test")
     assert again.returncode == 0
-    assert "test split read" not in again.stdout
-    assert f"({said[1]} of 6;" in again.stdout
+    assert _test_reads(folder) == 1
+    assert f"({correct} of 6;" in again.stdout
 
 
-def test_words_are_said_by_the_best_ensemble_as_its_confusion_has_them(
+def _test_reads(folder: Path) -> int:
+    """Returns how often the sweep has read the test split."""
+    client = connect(resolve_uri(f"sqlite:///{folder}/mlflow.db"))
+    experiment = client.get_experiment_by_name("speech")
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.kind = 'sweep'")
+    return int(parent.data.tags["test_reads"])
+
+
+def test_the_best_ensemble_predicts_words_as_its_confusion_counts_them(
     launched, runs, tones
 ) -> None:
     folder, _ = launched
@@ -208,8 +217,11 @@ def test_settled_trials_do_not_run_again_and_a_new_repeat_does(launched, tones) 
         "--set",
         "blocks.cycles.repeats=1",
     )
-    assert "6 trials (4 in workers, 2 in cycles), 4 settled, 2 new; 2 to run" in done.stdout
     assert done.returncode == 0
+    outline = re.search(r"^planted: .*$", done.stdout, re.MULTILINE)[0]
+    assert re.findall(r"\d+", outline)[:6] == ["6", "4", "2", "4", "2", "2"]
+    for count in ("4 in workers", "2 in cycles", "4 settled", "2 new"):
+        assert count in outline
 
 
 @pytest.mark.slow
@@ -224,12 +236,12 @@ def test_a_settled_trial_that_rerun_names_runs_again_and_no_other_does(launched,
     done = launch(folder, "--rerun", key[:8])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "; 1 to run" in done.stdout
-    assert re.search(r"^1/1  workers · .* s an epoch$", done.stdout, re.MULTILINE)
+    assert re.search(r"^1/1  workers · .* \d+\.\d\d s\b", done.stdout, re.MULTILINE)
     after = Counter(run.data.tags["trial_id"] for run in _children(folder))
     assert (after - before).keys() == {key}
 
 
-def test_the_terminal_shows_our_lines_and_nothing_of_ray_or_mlflow(launched) -> None:
+def test_the_output_has_no_line_of_ray_or_mlflow(launched) -> None:
     _, done = launched
     assert done.stderr == ""
     noise = re.compile(r"ray|raylet|tune|alembic|warning|INFO|deprecat", re.IGNORECASE)
@@ -257,22 +269,22 @@ def test_the_report_is_kept_with_the_sweep_s_run(launched) -> None:
     assert page.count("<img") >= 5, "both blocks have pictures, of epochs and of snapshots"
 
 
-def test_a_picture_that_can_not_be_drawn_costs_the_report_and_nothing_else(
+def test_a_picture_that_can_not_be_drawn_prevents_only_the_report(
     first_look, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr(panels, "DPI", 0)
     assert _report(("first-look", first_look.uri, "speech")) is None
     said = capsys.readouterr().err
-    assert said.startswith("No report: ")
+    assert "report" in said
     assert said.count("\n") == 1
 
 
-def test_a_tracker_that_is_away_is_no_picture_that_can_not_be_drawn() -> None:
-    with pytest.raises(TrackerUnavailable, match="can't be reached"):
+def test_an_unavailable_tracker_is_reported_as_such_while_the_report_is_built() -> None:
+    with pytest.raises(TrackerUnavailable, match=r"http://127\.0\.0\.1:9 "):
         _report(("first-look", "http://127.0.0.1:9", "speech"))
 
 
-def test_nothing_is_left_running_or_lying_about(launched) -> None:
+def test_no_process_and_no_file_of_a_trial_remains(launched) -> None:
     folder, _ = launched
     assert not [
         process for process in psutil.process_iter() if str(folder) in " ".join(_words(process))
@@ -339,13 +351,14 @@ def _children(folder: Path) -> list:
     return list(client.search_runs([experiment.experiment_id], "tags.kind = 'trial'"))
 
 
-def test_a_test_that_can_not_be_made_is_refused_before_any_trial_and_closes_the_sweep(
+def test_an_impossible_test_is_rejected_before_any_trial_and_closes_the_sweep(
     tones, tmp_path
 ) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=1).split("  cycles:")[0])
     done = launch(tmp_path, "--evaluate-test")
     assert done.returncode == 3
-    assert "learns nothing" in done.stderr
+    assert "--evaluate-test: " in done.stderr
+    assert " simulated " in done.stderr
     assert not _children(tmp_path)
     client = connect(resolve_uri(f"sqlite:///{tmp_path}/mlflow.db"))
     assert [run.info.status for run in client.search_runs(["1"], "tags.kind = 'sweep'")] == [
@@ -353,38 +366,40 @@ def test_a_test_that_can_not_be_made_is_refused_before_any_trial_and_closes_the_
     ]
 
 
-def test_a_second_launch_of_a_sweep_is_told_who_holds_it(launched) -> None:
+def test_a_second_launch_of_a_sweep_names_the_process_that_runs_it(launched) -> None:
     folder, _ = launched
     with lock_file(f"sqlite:///{folder}/mlflow.db", load(folder / "sweep.yaml")).open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        pid = int(lock.read())
         done = launch(folder)
     assert done.returncode == 3
-    assert re.search(r"process \d+ runs this sweep already", done.stderr)
+    assert f"process {pid} " in done.stderr
 
 
-def test_nor_does_another_tracker_make_it_another_sweep_of_this_folder(launched) -> None:
-    """The second would tidy up after the first, which is alive."""
+def test_two_trackers_can_not_have_a_sweep_of_one_name_in_one_folder(launched) -> None:
+    """The second launch would remove the files of the first, which still runs."""
     folder, _ = launched
     with (folder / ".sweeps" / "planted.lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        pid = int(lock.read())
         done = launch(folder, "--set", "tracking.experiment=other")
     assert done.returncode == 3
-    assert re.search(r"process \d+ runs this sweep already", done.stderr)
+    assert f"process {pid} " in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("flag", "code", "message"),
+    ("flag", "code", "datum"),
     [
-        ("parameters.sgdr.epoch=3", 2, "Did you mean epochs"),
+        ("parameters.sgdr.epoch=3", 2, "mean epochs?"),
         ("parameters.corpus.path=/no/such/place", 3, "/no/such/place"),
-        ("parameters.corpus.words=[low, hihg]", 3, "Did you mean high"),
+        ("parameters.corpus.words=[low, hihg]", 3, "mean high?"),
         ("blocks.cycles.parameters.device=cuda", 3, "no CUDA GPU"),
         ("tracking.uri=http://127.0.0.1:9", 3, "tracking.uri http://127.0.0.1:9"),
         ("resources.gpus=4", 3, "4 GPUs"),
     ],
 )
-def test_what_can_not_run_is_said_before_anything_starts(
-    tones, tmp_path, monkeypatch, flag: str, code: int, message: str
+def test_a_sweep_that_can_not_run_is_rejected_before_anything_starts(
+    tones, tmp_path, monkeypatch, flag: str, code: int, datum: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=1))
@@ -392,21 +407,21 @@ def test_what_can_not_run_is_said_before_anything_starts(
         pytest.skip("this machine has a CUDA GPU")
     done = launch(tmp_path, "--set", flag)
     assert done.returncode == code, done.stdout + done.stderr
-    assert message in done.stderr
+    assert datum in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob(".sweeps/planted/*/records.jsonl"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("flag", "reason"),
+    ("flag", "data"),
     [
-        ("model={weights: gone.pt}", "model.weights: gone.pt does not exist"),
-        ("loader.batch_size=64", "batch_size 64 is more than the 12 training clips"),
+        ("model={weights: gone.pt}", ["model.weights: gone.pt "]),
+        ("loader.batch_size=64", ["loader.batch_size 64 ", " 12 training clips"]),
     ],
 )
-def test_a_block_that_can_not_be_trained_costs_its_own_trials_only(
-    tones, tmp_path, flag: str, reason: str
+def test_a_block_that_can_not_be_trained_fails_alone(
+    tones, tmp_path, flag: str, data: list[str]
 ) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=1))
     done = launch(tmp_path, "--set", f"blocks.cycles.parameters.{flag}")
@@ -415,13 +430,11 @@ def test_a_block_that_can_not_be_trained_costs_its_own_trials_only(
     for run in _children(tmp_path):
         outcomes.setdefault(run.data.tags["block"], set()).add(run.data.tags["outcome"])
         if run.data.tags["block"] == "cycles":
-            assert reason in run.data.tags["evidence"]
+            assert [part for part in data if part not in run.data.tags["evidence"]] == []
     assert outcomes == {"workers": {"completed", "shm_exhausted"}, "cycles": {"crashed"}}
 
 
-def test_a_dry_run_tells_what_is_settled_even_while_another_launch_holds_the_sweep(
-    tones, launched
-) -> None:
+def test_a_dry_run_lists_the_states_while_another_launch_runs_the_sweep(tones, launched) -> None:
     folder, _ = launched
     (folder / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=2))
     before = sorted(run.info.run_id for run in _children(folder))
@@ -429,7 +442,8 @@ def test_a_dry_run_tells_what_is_settled_even_while_another_launch_holds_the_swe
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = launch(folder, "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "/dev/shm: 5 fit, 1 depends on rates (--dry-run shows which)" in launched[1].stdout
+    verdicts = re.search(r"^/dev/shm: .*$", launched[1].stdout, re.MULTILINE)[0]
+    assert re.findall(r"(\d+) (\w+)", verdicts) == [("5", "fit"), ("1", "depends")]
     states = [
         re.split(r"\s{2,}", line.strip())
         for line in done.stdout.splitlines()
@@ -447,17 +461,17 @@ def test_a_dry_run_tells_what_is_settled_even_while_another_launch_holds_the_swe
 
 
 @pytest.mark.parametrize(
-    ("flag", "code", "message"),
+    ("flag", "code", "datum"),
     [
-        ("parameters.sgdr.epoch=3", 2, "Did you mean epochs"),
+        ("parameters.sgdr.epoch=3", 2, "mean epochs?"),
         ("parameters.corpus.path=/no/such/place", 3, "/no/such/place"),
     ],
 )
 def test_a_dry_run_exits_as_a_launch_does(
-    tones, tmp_path, flag: str, code: int, message: str
+    tones, tmp_path, flag: str, code: int, datum: str
 ) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP.format(tones=tones, repeats=1))
     done = launch(tmp_path, "--dry-run", "--set", flag)
     assert done.returncode == code, done.stdout + done.stderr
-    assert message in done.stderr
+    assert datum in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]

@@ -1,4 +1,4 @@
-"""What trials leave unsent, in a real database: set aside, delivered, refused, read as it lies."""
+"""Tests how unsent records are quarantined, delivered, refused and read, with a real database."""
 
 import shutil
 import sqlite3
@@ -184,7 +184,7 @@ def test_what_dead_relays_left_is_ended_and_sent_and_a_live_ones_is_left_alone(
     assert outbox_folders(work) == []
 
 
-def test_an_attempt_that_was_given_up_tells_all_and_settles_nothing(
+def test_the_records_of_an_abandoned_attempt_are_sent_and_settle_nothing(
     tracking, parent, tmp_path
 ) -> None:
     folder = filled(tmp_path / "unplugged", tracking, parent, "k")
@@ -195,7 +195,9 @@ def test_an_attempt_that_was_given_up_tells_all_and_settles_nothing(
     drain(folder, tracking)
     (run,) = tracking.trials(parent)
     assert (run.data.tags["outcome"], run.info.status) == ("interrupted", "KILLED")
-    assert run.data.tags["evidence"].endswith("completed: ran to its end")
+    attempt, _, evidence = run.data.tags["evidence"].rpartition(": ")
+    assert attempt.endswith(" completed"), "the outcome of the attempt itself"
+    assert evidence.endswith(" its end"), "its own evidence, of tests/outboxes.py"
     assert run.data.metrics["epoch_s"] == 3.0
 
 

@@ -1,4 +1,4 @@
-"""The plan: which trials, in which order, under which keys."""
+"""Tests the plan of a sweep: which trials, in which order, with which keys."""
 
 import itertools
 import os
@@ -27,7 +27,7 @@ parameters:
 
 @pytest.fixture
 def planned(tmp_path):
-    """planned(text, *overrides) -> Plan, with corpora told apart by their name alone."""
+    """Returns planned(text, *overrides): the Plan, in which the name of a corpus is its content."""
 
     def write(text, *overrides, fingerprint="f00d"):
         path = tmp_path / "sweep.yaml"
@@ -94,8 +94,8 @@ def test_order_and_keys_are_the_same_in_every_process(planned, tmp_path):
 
 
 def test_the_key_is_pinned(planned):
-    """A new literal here means that no earlier trial counts as settled any more: change it on
-    purpose only."""
+    """Compares the key with a literal. A new literal means that no earlier trial counts as settled
+    any more, so change it on purpose only."""
     trial = planned(TEXT, "order=listed").trials[0]
     assert trial.trial_id == "f7d34872b86b"
 
@@ -193,7 +193,12 @@ def test_the_same_cycles_written_differently_are_one_trial(planned):
         [[8], [4, 4]],
         [[4, 4], [8]],
     )
-    assert [removed.reason for removed in trials.removed] == ["they repeat other points"]
+    (removed,) = trials.removed
+    assert "repeat" in removed.reason
+    assert Counter(str(point["sgdr.cycle_epochs"]) for point in removed.points) == {
+        "8": 2,
+        "[4, 4]": 2,
+    }
 
 
 def test_weights_from_a_file_are_in_the_key_by_content(planned, tmp_path):
@@ -257,16 +262,22 @@ def test_excluded_points_are_counted(planned):
         + "exclude: [{loader.num_workers: 0, loader.shm_size: 64M}, {loader.num_workers: [0, 4]}]\n"
     )
     assert Counter(cells(made.trials)) == {(2, 64 << 20): 2, (2, 1 << 30): 2}
-    assert [str(removed) for removed in made.removed] == [
+    removed = [
+        ("{loader.num_workers: 0, loader.shm_size: 64M}", ["num_workers=0 shm_size=64M"]),
         (
-            "1 point removed from trials: exclude {loader.num_workers: 0, loader.shm_size: 64M}"
-            " (num_workers=0 shm_size=64M)"
-        ),
-        (
-            "3 points removed from trials: exclude {loader.num_workers: [0, 4]} "
-            "(num_workers=0 shm_size=1G, num_workers=4 shm_size=64M, num_workers=4 shm_size=1G)"
+            "{loader.num_workers: [0, 4]}",
+            [
+                "num_workers=0 shm_size=1G",
+                "num_workers=4 shm_size=64M",
+                "num_workers=4 shm_size=1G",
+            ],
         ),
     ]
+    for found, (condition, points) in zip(made.removed, removed, strict=True):
+        assert (found.block, found.reason) == ("trials", f"exclude {condition}")
+        assert len(found.points) == len(points)
+        assert str(found).startswith(f"{len(points)} point")
+        assert str(found).endswith(f"{condition} ({', '.join(points)})")
 
 
 def test_points_that_differ_in_meaningless_keys_run_once(planned):
@@ -280,10 +291,12 @@ def test_points_that_differ_in_meaningless_keys_run_once(planned):
     assert [(t.swept["loader.num_workers"], t.swept["loader.prefetch_factor"]) for t in made.trials] == [
         (0, 4), (2, 4), (2, 2), (2, 8), (4, 4), (4, 2), (4, 8),
     ]  # fmt: skip
-    assert [str(removed) for removed in made.removed] == [
-        "2 points removed from trials: prefetch_factor has no effect at 0 workers "
-        "(num_workers=0 prefetch_factor=2, num_workers=0 prefetch_factor=8)"
-    ]
+    (removed,) = made.removed
+    assert (removed.block, len(removed.points)) == ("trials", 2)
+    assert removed.reason.startswith("prefetch_factor ")
+    assert "0 workers" in removed.reason
+    names = "num_workers=0 prefetch_factor=2, num_workers=0 prefetch_factor=8"
+    assert str(removed).endswith(f"({names})")
 
 
 def test_meaningless_keys_do_not_change_the_key(planned):

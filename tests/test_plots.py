@@ -1,7 +1,8 @@
-"""The pictures show the planted figures, say what is seen, and nothing of them is cut off."""
+"""Tests that pictures show the planted figures, state them in the title, and are not cut off."""
 
 import io
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -13,28 +14,13 @@ from speech.sgdr import learning_rate
 from tests.conftest import plant_trial
 from tests.planted_sweep import CPU, MB, SIMULATED, figures, file_records, row
 
-PICTURES = {
-    epoch_time_plot.epoch_seconds: (
-        "workers",
-        "2 workers: 1.54 s an epoch, against 3.31 s with none",
-    ),
-    epoch_parts_plot.where_epochs_go: (
-        "workers",
-        "With 2 workers, 32 % of an epoch is spent waiting for batches; with none, 70 %",
-    ),
-    shm_plot.shm_peaks: (
-        "workers",
-        "8 workers used at most 216.0 MiB of /dev/shm; shm 64M overflowed with 4 and 8",
-    ),
-    cycle_plots.training_course: (
-        "cycles",
-        "Cycles of 2 at 80.6 %; one cosine of 8 at 84.1 %",
-    ),
-    ensemble_plot.ensemble_accuracy: ("cycles", "One cosine of 8 reaches 84.1 %, the highest"),
-    cycle_plots.snapshot_disagreement: (
-        "cycles",
-        "at most 35 % of the validation clips",
-    ),
+PICTURES = {  # picture -> block, and the figures of its title in order
+    epoch_time_plot.epoch_seconds: ("workers", ["2 workers", "1.54 s", "3.31 s"]),
+    epoch_parts_plot.where_epochs_go: ("workers", ["2 workers", "32 %", "70 %"]),
+    shm_plot.shm_peaks: ("workers", ["8 workers", "216.0 MiB", "shm 64M", "4 and 8"]),
+    cycle_plots.training_course: ("cycles", ["2 at 80.6 %", "8 at 84.1 %"]),
+    ensemble_plot.ensemble_accuracy: ("cycles", ["cosine of 8", "84.1 %"]),
+    cycle_plots.snapshot_disagreement: ("cycles", ["35 %"]),
 }
 
 
@@ -51,10 +37,11 @@ def name(draw):
 
 
 @pytest.mark.parametrize("draw", PICTURES, ids=name)
-def test_a_picture_says_what_is_seen(drawn, draw):
+def test_a_title_states_the_figures_of_its_picture(drawn, draw):
     figure = drawn[draw]
     titles = [figure.get_suptitle(), *(axes.get_title(loc="left") for axes in figure.axes)]
-    assert PICTURES[draw][1] in " ".join(" ".join(titles).split())
+    facts = PICTURES[draw][1]
+    assert re.search(".*".join(map(re.escape, facts)), " ".join(" ".join(titles).split()))
 
 
 @pytest.mark.parametrize("draw", PICTURES, ids=name)
@@ -105,13 +92,11 @@ def test_a_line_a_size_with_its_spread_and_the_forecast_dashed(drawn):
         "3/3",
     ]
     labels = legend(axes)
-    told = [
-        "forecast, with its interval",
-        "recommended",
-        "k/n: k of n trials overflowed",
-        "fastest to slowest trial",
-    ]
-    assert labels == ["shm 64M", "shm 1G", *told]
+    assert labels[:2] == ["shm 64M", "shm 1G"]
+    for label, word in zip(
+        labels[2:], ("forecast", "recommended", "overflowed", "slowest"), strict=True
+    ):
+        assert word in label
     assert axes.get_ylim()[0] == 0
 
 
@@ -128,7 +113,7 @@ LOST = {
 
 @pytest.fixture
 def crowded(tracking):
-    """Three sizes that time out, crash and more, from 2 workers on, in all the ways there are."""
+    """Returns the picture of a sweep that loses trials of three sizes, with every outcome."""
     trials = [
         ({"loader.num_workers": n, "loader.shm_size": size * MB}, repeat)
         for n in (0, 1, 2, 4)
@@ -154,7 +139,7 @@ def crowded(tracking):
     return epoch_time_plot.epoch_seconds(sweep_runs("crowded", tracking.uri))
 
 
-def test_what_was_lost_in_many_ways_is_told_apart_and_leaves_the_axes_their_room(crowded):
+def test_lost_trials_are_marked_by_outcome_and_leave_the_axes_their_room(crowded):
     (axes,) = crowded.axes
     crowded.savefig(io.BytesIO())
     assert axes.get_position().width > 0.5
@@ -171,7 +156,7 @@ def test_what_was_lost_in_many_ways_is_told_apart_and_leaves_the_axes_their_room
 
 
 def test_texts_above_the_slowest_epochs_stay_below_the_title(tracking):
-    """All that was lost was lost at the slowest count."""
+    """Plants a sweep that loses trials at the slowest worker count only."""
     sizes = [size * MB for size in (64, 128, 256, 512, 1024)]
     trials = [
         ({"loader.num_workers": workers, "loader.shm_size": size}, repeat)
@@ -213,12 +198,16 @@ def test_bars_stand_on_each_other_and_add_up(drawn):
     )
 
 
-def test_peaks_stand_beside_what_was_foreseen_and_the_limits(drawn):
+def test_peaks_stand_beside_the_forecast_and_the_limits(drawn):
     (axes,) = drawn[shm_plot.shm_peaks].axes
     found = {line.get_label(): np.asarray(line.get_ydata(), float).tolist() for line in axes.lines}
-    assert found["highest peak, completed or diverged"] == pytest.approx([18, 54, 108, 216])
-    assert found["forecast maximum"] == pytest.approx([54, 90, 162, 306])
-    assert set(found["overflowed"]) == {64}
+    by_word = {
+        word: [values for label, values in found.items() if word in label]
+        for word in ("peak", "forecast", "overflowed")
+    }
+    assert by_word["peak"] == [pytest.approx([18, 54, 108, 216])]
+    assert by_word["forecast"] == [pytest.approx([54, 90, 162, 306])]
+    assert [set(values) for values in by_word["overflowed"]] == [{64}]
     assert {line.get_ydata()[0] for line in axes.lines if line.get_label().startswith("_")} == {
         64,
         1024,
@@ -257,8 +246,8 @@ def test_pairs_are_written_into_their_cells(drawn):
 
 @pytest.fixture
 def rates(tracking):
-    """Four schedules at two learning rates, which differ in all that is drawn: accuracy 0.9 and
-    0.4, disagreement 10 and 60 %."""
+    """Returns a sweep of four schedules at two learning rates, with accuracies of 0.9 and 0.4 and
+    disagreements of 10 and 60 %."""
     points = [
         ({"sgdr.lr": lr, "sgdr.lr_min": lr / 10, "sgdr.cycle_epochs": epochs}, 1)
         for lr in (0.1, 0.001)
@@ -301,7 +290,7 @@ def panel_titles(figure):
 
 
 def whole(figure):
-    """Laid out, nothing cut off, no panel on another."""
+    """Returns whether nothing of a figure is cut off and no panel overlaps another."""
     figure.savefig(io.BytesIO())
     tight, boxes = figure.get_tightbbox(), [axes.get_tightbbox() for axes in figure.axes]
     inside = (
@@ -324,10 +313,9 @@ def test_schedules_of_two_learning_rates_are_told_apart(rates):
     )
     assert [axes.lines[0].get_ydata()[0] for axes in courses.axes[4:6]] == [0.9, 0.4]
     assert [axes.texts[0].get_text() for axes in pairs.axes[:2]] == ["10", "60"]
-    assert (
-        courses.get_suptitle()
-        == "Validation accuracy ends between 40.0 and 90.0 %\nblock cycles, repeat 1"
-    )
+    title, details = courses.get_suptitle().splitlines()
+    assert re.findall(r"\d+\.\d", title) == ["40.0", "90.0"]
+    assert details.split(", ") == ["block cycles", "repeat 1"]
     assert whole(courses)
     assert whole(pairs)
 
@@ -335,11 +323,12 @@ def test_schedules_of_two_learning_rates_are_told_apart(rates):
 def test_what_does_not_fit_is_counted(rates):
     courses, pairs = cycle_plots.training_course(rates), cycle_plots.snapshot_disagreement(rates)
     assert panel_titles(courses) == ["cycles of 1", "cycles of 2", "cycles of 4", "one cosine of 8"]
-    assert courses.get_suptitle().endswith(
-        "block cycles, lr=0.1 lr_min=0.01, repeat 1, 4 of 8 shown"
-    )
-    assert pairs.get_suptitle().endswith("block cycles, mean over trials, 4 of 6 shown")
-    assert " 60 % of" in pairs.get_suptitle(), "the most of all, shown or not"
+    details = [figure.get_suptitle().splitlines()[-1].split(", ") for figure in (courses, pairs)]
+    assert details == [
+        ["block cycles", "lr=0.1 lr_min=0.01", "repeat 1", "4 of 8 shown"],
+        ["block cycles", "mean over trials", "4 of 6 shown"],
+    ]
+    assert " 60 %" in pairs.get_suptitle(), "the most of all, shown or not"
     assert (
         "shown" not in cycle_plots.training_course(filter_trials(rates, ["lr=0.1"])).get_suptitle()
     )
@@ -360,11 +349,13 @@ def test_the_learning_rate_is_drawn_as_it_was_trained_with(rates):
         assert line.get_ydata().max() == pytest.approx(0.1)
         assert recorded.get_linestyle() == "None"
         assert recorded.get_xdata().tolist() == list(range(1, 9))
-    assert legend(figure.axes[3]) == ["as scheduled", "at an epoch's end"]
+    scheduled, ends = legend(figure.axes[3])
+    assert "scheduled" in scheduled
+    assert "end" in ends
 
 
 def test_a_trial_without_epochs_leaves_the_others_their_room(tracking):
-    """Its accuracy was filed, the records of its epochs were not."""
+    """Plants a trial with an accuracy but without epoch records."""
     parent = tracking.start_sweep(
         "bare", "", [row("cycles", {"sgdr.lr": lr}, 1) for lr in (0.1, 0.01)], ""
     )

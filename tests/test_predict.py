@@ -1,6 +1,7 @@
-"""Words said by a trained sweep: against what its own trial recorded, and against every wav that
-isn't one."""
+"""Tests the words that a trained sweep predicts: against the record of its own trial, and with wav
+files that are no clips."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -46,7 +47,7 @@ def validation_clips(config) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def sweep(tone_trial, tmp_path_factory, empty_database):
-    """A sweep of one learned trial of two snapshots and one simulated trial, in a tracker of its own."""
+    """Returns a sweep of a trained trial of two snapshots and a simulated trial."""
     folder = tmp_path_factory.mktemp("predict")
     tracking = tracking_in(folder, empty_database)
     config = tone_trial(sgdr={"epochs": 6, "cycle_epochs": 3, "lr": 0.02})
@@ -66,7 +67,7 @@ def sweep(tone_trial, tmp_path_factory, empty_database):
 
 
 def add_trial(tracking, parent, folder, key, records, keep=2, extra=None) -> str:
-    """Filed as relay.py files it."""
+    """Stores a trial in the tracker, as relay.py does."""
     run = tracking.start_trial(
         parent, TrialDescription(key, "cycles", repeat=1, seed=1, swept={}, config={}, tags={})
     )
@@ -90,7 +91,7 @@ def cells(line: str) -> list[str]:
     return [cell for cell in line.split("  ") if cell.strip()]
 
 
-def test_on_validation_clips_it_says_what_the_trial_recorded(sweep, capsys) -> None:
+def test_on_validation_clips_it_predicts_what_the_trial_recorded(sweep, capsys) -> None:
     tracking, config, records = sweep
     clips = validation_clips(config)
     code, out, err = told(capsys, "tones", *clips, "--uri", tracking.uri)
@@ -104,15 +105,15 @@ def test_on_validation_clips_it_says_what_the_trial_recorded(sweep, capsys) -> N
         path, word, *_ = line.split()
         confusion[list(WORDS).index(Path(path).parent.name)][list(WORDS).index(word)] += 1
     assert confusion == end["confusion"]
-    assert heading.startswith(
-        "cycles · repeat 1: ensemble of 2 snapshots,"
-        f" {100 * end['summary']['ensemble_accuracy']:.1f} % on validation"
-    )
+    name, _, ensemble = heading.partition(": ")
+    assert name == "cycles · repeat 1"
+    assert "2 snapshots" in ensemble
+    assert f" {100 * end['summary']['ensemble_accuracy']:.1f} %" in ensemble
 
 
 @pytest.mark.parametrize("form", ["wav", "packed", "on_device", "png"])
 def test_probabilities_are_those_of_the_trials_own_loader(tone_trial, tmp_path, form: str) -> None:
-    """Read by the loader that validates the trial, and read from the files alone: the same numbers."""
+    """Compares clips read by the trial's validation loader with clips read from the files alone."""
     config = tone_trial(
         loader={"format": form},
         sgdr={"epochs": 2, "cycle_epochs": 1},
@@ -132,9 +133,9 @@ def test_probabilities_are_those_of_the_trials_own_loader(tone_trial, tmp_path, 
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_any_wav_is_told_and_what_was_heard_of_it(sweep, tmp_path, capsys) -> None:
-    """The same second of a tone at another rate and depth, in stereo, amid silence, and for a third
-    of a second only."""
+def test_any_wav_has_a_row_with_the_part_that_was_used(sweep, tmp_path, capsys) -> None:
+    """Predicts a second of a tone at another rate and depth, in stereo, amid silence, and for a
+    third of a second only."""
     tracking, *_ = sweep
     tone = 0.3 * np.sin(2 * np.pi * WORDS["high"] * np.arange(48_000) / 48_000)
     files = {
@@ -162,7 +163,9 @@ def test_any_wav_is_told_and_what_was_heard_of_it(sweep, tmp_path, capsys) -> No
     )
 
 
-def test_what_is_no_clip_is_named_and_the_others_are_told(sweep, tmp_path, capsys) -> None:
+def test_files_that_are_no_clips_are_named_and_the_others_have_rows(
+    sweep, tmp_path, capsys
+) -> None:
     tracking, config, _ = sweep
     (tmp_path / "song.wav").write_text("not audio at all")
     (tmp_path / "empty.wav").touch()
@@ -179,18 +182,18 @@ def test_what_is_no_clip_is_named_and_the_others_are_told(sweep, tmp_path, capsy
     assert len(out.splitlines()) == 5
     assert [path for path, _ in said] == list(map(str, bad))
     reasons = (
-        "can't be read as audio",
-        "the file is empty",
-        "holds no samples",
+        "read as audio",
+        "empty",
+        "no samples",
         "not numbers",
-        "can't be opened (No such file",
-        "a raw file",
+        "No such file",
+        "raw",
     )
     assert all(reason in line for reason, (_, line) in zip(reasons, said, strict=True)), err
     assert told(capsys, "tones", bad[0], "--uri", tracking.uri)[:2] == (2, "")
 
 
-def test_a_sweep_that_can_not_tell_says_how_to_mend_it(
+def test_the_error_of_a_sweep_without_a_usable_ensemble_has_the_remedy(
     sweep, tmp_path, capsys, empty_database
 ) -> None:
     tracking, config, records = sweep
@@ -210,26 +213,28 @@ def test_a_sweep_that_can_not_tell_says_how_to_mend_it(
     old = [{name: value for name, value in records[0].items() if name != "config"}, *records[1:]]
     add_trial(other, other.start_sweep("old", "", [{"trial_id": "a"}], ""), folder, "a", old)
     mends = {
-        "simulated": "no trial.*device: auto",
-        "bare": (
-            r"cycles · repeat 1 .*1 of its 2 snapshots\. .*under another name with snapshots:"
-            r" {keep: best}"
-        ),
-        "old": "older version.*under another name",
-        "simulatd": "no sweep 'simulatd'.*Did you mean simulated",
+        "simulated": ["no trial", "device: auto"],
+        "bare": ["cycles · repeat 1 ", "1 of its 2", "another name", "snapshots: {keep: best}"],
+        "old": ["cycles · repeat 1 ", "older version", "another name"],
+        "simulatd": ["'simulatd'", "mean simulated?"],
     }
-    for name, mend in mends.items():
+    for name, facts in mends.items():
         code, out, err = told(capsys, name, clip, "--uri", other.uri)
         assert (code, out) == (2, "")
-        with pytest.raises(AssertionError, match=mend):
-            raise AssertionError(err)
-    absent = f"sqlite:///{tmp_path}/absent.db"
-    assert "no tracking database at" in told(capsys, "tones", clip, "--uri", absent)[2]
+        assert [fact for fact in facts if fact not in err] == [], err
+    absent = tmp_path / "absent.db"
+    code, out, err = told(capsys, "tones", clip, "--uri", f"sqlite:///{absent}")
+    assert (code, out) == (2, "")
+    assert str(absent) in err
+    assert "no tracking database" in err
 
 
-def test_a_tracker_that_is_away_is_told_in_a_line(capsys) -> None:
-    away = "The tracker at http://127.0.0.1:9 can't be reached: Connection refused\n"
-    assert told(capsys, "tones", "a.wav", "--uri", "http://127.0.0.1:9") == (1, "", away)
+def test_an_unreachable_tracker_is_reported_in_one_line(capsys) -> None:
+    code, out, err = told(capsys, "tones", "a.wav", "--uri", "http://127.0.0.1:9")
+    assert (code, out) == (1, "")
+    (line,) = err.splitlines()
+    assert "http://127.0.0.1:9 " in line
+    assert line.endswith(os.strerror(errno.ECONNREFUSED))
 
 
 class _Trap:
@@ -238,7 +243,7 @@ class _Trap:
 
 
 @pytest.mark.parametrize("planted", ["trap", "cut", "foreign"])
-def test_a_snapshot_that_is_not_the_trials_is_refused_and_runs_no_code(
+def test_a_foreign_or_corrupt_snapshot_is_refused_and_runs_no_code(
     sweep, tmp_path, capsys, monkeypatch, empty_database, planted
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -253,7 +258,8 @@ def test_a_snapshot_that_is_not_the_trials_is_refused_and_runs_no_code(
     add_trial(other, other.start_sweep("tones", "", [{"trial_id": "a"}], ""), work, "a", records)
     code, out, err = told(capsys, "tones", validation_clips(config)[0], "--uri", other.uri)
     assert (code, out) == (2, "")
-    assert "the snapshots of cycles · repeat 1 can't be used" in err
+    assert "snapshots" in err
+    assert "cycles · repeat 1 " in err
     assert not (tmp_path / "trapped").exists()
 
 

@@ -1,6 +1,7 @@
-"""What settled trials ran on and with, held against what a launch has now."""
+"""Tests the warnings about changes of the environment since trials were settled."""
 
 import json
+import re
 from types import SimpleNamespace
 
 from sweeps.config.sweep_file import load
@@ -31,27 +32,41 @@ def run(
     )
 
 
+def data_of(warnings: list[str]) -> list[list[str]]:
+    """Returns the counts, names and values in each warning, in order."""
+    assert all(line.startswith("warning: ") for line in warnings)
+    known = {*NOW, "device", "cuda", "simulated"}
+    return [
+        [
+            word
+            for word in re.findall(r"[\w.]+", line)
+            if word in known or re.search("[A-Z0-9]", word)
+        ]
+        for line in warnings
+    ]
+
+
 PLANNED = [SimpleNamespace(trial_id=key) for key in "abcd"]
 
 
-def test_each_difference_is_a_line_with_how_many_have_it() -> None:
+def test_each_difference_is_a_warning_with_the_number_of_its_trials() -> None:
     runs = [
         run("a", git_commit="c1", cpu_name="Xeon", cores="4"),
         run("b", git_commit="c1", versions=json.dumps({"torch": "2.13.0"})),
         run("c", git_commit="c0", device="cuda", device_name="T4"),
         run("d", device="cuda", device_name="H200"),
     ]
-    assert differences(runs, PLANNED, NOW, {}) == [
-        "warning: 2 of 4 settled trials ran with commit c1; it is now c2",
-        "warning: 1 of 4 settled trials ran with commit c0; it is now c2",
-        "warning: 1 of 4 settled trials ran with torch 2.13.0; it is now 2.14.1",
-        "warning: 1 of 4 settled trials ran with CPU Xeon; it is now EPYC",
-        "warning: 1 of 4 settled trials ran with cores 4; it is now 2",
-        "warning: 1 of 4 settled trials ran with GPU T4; it is now H100 or H200",
+    assert data_of(differences(runs, PLANNED, NOW, {})) == [
+        ["2", "4", "commit", "c1", "c2"],
+        ["1", "4", "commit", "c0", "c2"],
+        ["1", "4", "torch", "2.13.0", "2.14.1"],
+        ["1", "4", "CPU", "Xeon", "EPYC"],
+        ["1", "4", "cores", "4", "2"],
+        ["1", "4", "GPU", "T4", "H100", "H200"],
     ]
 
 
-def test_only_the_attempt_that_counts_of_a_settled_trial_of_the_plan_is_looked_at() -> None:
+def test_only_the_latest_settled_attempts_of_planned_trials_are_compared() -> None:
     newest_first = [
         run("a", outcome="crashed", git_commit="c1"),
         run("a"),
@@ -63,7 +78,7 @@ def test_only_the_attempt_that_counts_of_a_settled_trial_of_the_plan_is_looked_a
     assert differences(newest_first, PLANNED, NOW, {}) == []
 
 
-def test_a_trial_that_could_not_say_where_it_ran_differs_in_nothing_of_that() -> None:
+def test_a_trial_without_a_recorded_environment_has_no_differences() -> None:
     bare = SimpleNamespace(
         info=SimpleNamespace(status="FINISHED"),
         data=SimpleNamespace(tags={"trial_id": "a", "outcome": "completed"}),
@@ -71,7 +86,7 @@ def test_a_trial_that_could_not_say_where_it_ran_differs_in_nothing_of_that() ->
     assert differences([bare], PLANNED, NOW, {}) == []
 
 
-def test_what_there_is_now_follows_the_file_and_the_node(tmp_path) -> None:
+def test_the_present_environment_follows_the_sweep_file_and_the_node(tmp_path) -> None:
     (tmp_path / "sweep.yaml").write_text(
         "name: x\nparameters: {corpus: {name: synthetic, words: [yes, no]}}\nresources: {cpus: 1}\n"
     )
@@ -89,7 +104,7 @@ def planned(key: str, *prefer: str) -> SimpleNamespace:
     )
 
 
-def test_a_gpu_that_came_or_went_is_told_by_the_device_that_each_trial_gets() -> None:
+def test_an_added_or_removed_gpu_changes_the_device_that_each_trial_gets() -> None:
     trials = [
         planned("a", "cuda", "simulated"),
         planned("b", "cuda", "simulated"),
@@ -101,11 +116,11 @@ def test_a_gpu_that_came_or_went_is_told_by_the_device_that_each_trial_gets() ->
     on_gpu = [run(key, device="cuda", device_name="T4") for key in "abd"] + [run("c", device="cpu")]
     now = {"CPU": ("EPYC",)}
     assert differences(simulated, trials, now, available_devices(trials, [without])) == []
-    assert differences(simulated, trials, now, available_devices(trials, [with_gpu])) == [
-        "warning: 2 of 3 settled trials ran with device simulated; it is now cuda"
-    ]
-    assert differences(on_gpu, trials, now, available_devices(trials, [without])) == [
-        "warning: 2 of 4 settled trials ran with device cuda; it is now simulated"
-    ], "one that needs a GPU gets none here: there is nothing to hold against"
+    added = differences(simulated, trials, now, available_devices(trials, [with_gpu]))
+    assert data_of(added) == [["2", "3", "device", "simulated", "cuda"]]
+    removed = differences(on_gpu, trials, now, available_devices(trials, [without]))
+    assert data_of(removed) == [["2", "4", "device", "cuda", "simulated"]], (
+        "a trial that needs a GPU gets no device here, so it is not compared"
+    )
     assert differences(on_gpu, trials, now, available_devices(trials, [with_gpu, without])) == []
-    assert differences(on_gpu, trials, now, {}) == [], "not known"
+    assert differences(on_gpu, trials, now, {}) == [], "unknown devices"

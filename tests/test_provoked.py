@@ -1,5 +1,5 @@
-"""Every way in which a trial can end badly, provoked for real in a process tree of its own, and
-what it is called."""
+"""Every way in which a trial can fail, provoked in a real process tree, and the outcome that it
+gets."""
 
 import re
 import time
@@ -32,25 +32,25 @@ def loop(shm_mib: float, **arguments) -> Task:
 @pytest.mark.parametrize(
     ("task", "sure_to_fit", "outcome", "evidence"),
     [
-        (loop(8), True, "completed", "schedule ran to its end"),
-        (loop(8, batch_mib=9), False, "shm_exhausted", "unable to allocate shared memory"),
+        (loop(8), True, "completed", "schedule"),
+        (loop(8, batch_mib=9), False, "shm_exhausted", "unable to allocate"),
         (
             loop(8, batch_mib=3, num_workers=4),
             False,
             "shm_exhausted",
-            "unable to allocate shared memory",
+            "unable to allocate",
         ),
         (
             loop(8, accident="share", num_workers=1),
             False,
             "shm_exhausted",
-            "unable to allocate shared memory",
+            "unable to allocate",
         ),
         (
             Task("accident", {"accident": "share"}, shm_bytes=8 * MIB),
             False,
             "shm_exhausted",
-            "unable to allocate shared memory",
+            "unable to allocate",
         ),
         (loop(8, accident="fill_shm"), True, "shm_exhausted", "Bus error"),
         (
@@ -60,14 +60,14 @@ def loop(shm_mib: float, **arguments) -> Task:
             "signal 7",
         ),
         (loop(64, accident="sigbus"), True, "crashed", "had room"),
-        (loop(64, accident="sigkill"), True, "crashed", "killed by signal: Killed"),
-        (loop(64, accident="segfault"), True, "crashed", "killed by signal: Segmentation fault"),
+        (loop(64, accident="sigkill"), True, "crashed", "signal: Killed"),
+        (loop(64, accident="segfault"), True, "crashed", "signal: Segmentation fault"),
         (loop(64, accident="exit"), True, "crashed", "exited unexpectedly"),
         (loop(64, accident="raises"), True, "crashed", "ZeroDivisionError"),
         (loop(64, accident="open_too_many"), True, "crashed", "ulimit -Hn"),
         (loop(64, accident="memory_error"), True, "oom", "MemoryError"),
-        (Task("accident", {"accident": "sigkill"}), True, "crashed", "killed by signal 9"),
-        (Task("accident", {"accident": "abort"}), True, "crashed", "killed by signal 6"),
+        (Task("accident", {"accident": "sigkill"}), True, "crashed", "signal 9"),
+        (Task("accident", {"accident": "abort"}), True, "crashed", "signal 6"),
         (Task("accident", {"accident": "exit"}), True, "crashed", "status 3"),
         (Task("accident", {"accident": "memory_error"}), True, "oom", "MemoryError"),
     ],
@@ -75,7 +75,7 @@ def loop(shm_mib: float, **arguments) -> Task:
         str(value.arguments | {"shm": value.shm_bytes}) if isinstance(value, Task) else None
     ),
 )
-def test_an_accident_has_its_name(
+def test_each_failure_gets_its_outcome_and_evidence(
     template, tmp_path, task: Task, sure_to_fit: bool, outcome: str, evidence: str
 ) -> None:
     began = time.monotonic()
@@ -91,25 +91,22 @@ def test_an_accident_has_its_name(
     [(4, {"batch_mib": 5.0}), (14, {"batch_mib": 4.0, "num_workers": 4, "step_s": 0.2})],
     ids=["empty", "nearly full"],
 )
-def test_the_silent_hang_is_found_within_fifteen_seconds(
+def test_a_silent_hang_is_found_within_fifteen_seconds(
     template, tmp_path, shm_mib: int, arguments: dict
 ) -> None:
-    """A custom collate function: the batch is lost in the feeder thread, and the loop waits for
-    ever."""
+    """With a custom collate function, the batch is lost in the feeder thread, and the loop waits
+    forever."""
     began = time.monotonic()
     *_, outcome = finish(
         template, loop(shm_mib, custom_collate=True, **arguments), tmp_path, timeout_s=60
     )
     assert outcome.outcome == "shm_exhausted"
-    assert re.search(
-        r"no batch for \d+ s after a worker reported: unable to allocate shared memory",
-        outcome.evidence,
-    )
+    assert re.search(r" \d+ s .*: unable to ", outcome.evidence)
     assert time.monotonic() - began < 15
     assert wait_until(lambda: not trees(template), seconds=1)
 
 
-def test_a_hang_whose_workers_lost_their_stderr_is_found_by_the_room_that_is_left(
+def test_a_hang_whose_workers_have_no_stderr_is_found_by_the_remaining_room(
     template, tmp_path
 ) -> None:
     began = time.monotonic()
@@ -131,11 +128,11 @@ def test_a_hang_whose_workers_lost_their_stderr_is_found_by_the_room_that_is_lef
         ),
     ],
 )
-def test_a_slow_loader_is_waited_for(
+def test_a_slow_loader_is_not_taken_for_a_hang(
     template, tmp_path, shm_mib: float, accident: str, sure_to_fit: bool
 ) -> None:
-    """With one worker and no more than two batches under way, three of 1 MiB are all there can be,
-    and the queues' 11 pages."""
+    """With one worker and at most two batches in progress, /dev/shm holds at most three batches of 1
+    MiB and the queues' 11 pages."""
     task = replace(
         loop(shm_mib, accident=accident, num_workers=1, prefetch_factor=1, batches=4),
         sure_to_fit=sure_to_fit,
@@ -144,10 +141,13 @@ def test_a_slow_loader_is_waited_for(
     assert outcome.outcome == "completed", outcome
 
 
-def test_a_trial_killed_in_the_middle_of_a_record_is_filed_all_the_same(template, tmp_path) -> None:
+def test_a_trial_killed_in_the_middle_of_a_record_still_gets_its_outcome(
+    template, tmp_path
+) -> None:
     records, outcome = finish(template, Task("accident", {"accident": "half_a_line"}), tmp_path)
     assert [record["kind"] for record in records] == ["exit"]
-    assert outcome == ("crashed", "the training process was killed by signal 9")
+    assert outcome.outcome == "crashed"
+    assert outcome.evidence.endswith(" signal 9")
 
 
 def test_a_trial_that_ignores_sigterm_ends_at_its_timeout(template, tmp_path) -> None:
@@ -157,7 +157,9 @@ def test_a_trial_that_ignores_sigterm_ends_at_its_timeout(template, tmp_path) ->
     )
     assert outcome.outcome == "timeout"
     assert time.monotonic() - began < 4
-    assert wait_until(lambda: not trees(template), seconds=1), "it is gone when its end is told"
+    assert wait_until(lambda: not trees(template), seconds=1), (
+        "the tree is gone when its end is reported"
+    )
 
 
 MEMORY_GROUPS = (
@@ -169,7 +171,7 @@ MEMORY_GROUPS = (
 
 @pytest.fixture
 def small_group():
-    """A control group of 1.5 GiB, as a container's."""
+    """A control group of 1.5 GiB, as a container has one."""
     folder = MEMORY_GROUPS / f"sweep-test-{time.time_ns()}"
     try:
         folder.mkdir()
@@ -193,7 +195,7 @@ def small_group():
         ({"accident": "hoard"}, "oom"),
     ],
 )
-def test_the_oom_killer_struck_for_shm_or_for_memory(
+def test_a_kill_by_the_oom_killer_is_an_overflow_or_a_lack_of_memory(
     small_group, tmp_path, arguments: dict, outcome: str
 ) -> None:
     held = ForkServer(ROOT, tasks="tests.provoked")

@@ -1,5 +1,5 @@
-"""A Ray that starts no trial is told with what its logs say, once, and ended where nobody else may
-hold it up."""
+"""A Ray that starts no trial: it is reported once, with the cause in its logs, and the wait ends
+unless others use that Ray too."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def scratch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "mend"),
+    ("line", "remedy"),
     [
         ("[2026] thread.cc: pthread_create failed: Resource temporarily unavailable", "ulimit -u"),
         ("accept: Too many open files", "ulimit -n"),
@@ -27,7 +27,7 @@ def scratch(tmp_path):
         ("std::bad_alloc", "memory"),
     ],
 )
-def test_the_reason_is_found_in_whichever_log_holds_it(scratch, line, mend) -> None:
+def test_the_reason_is_found_in_any_of_the_logs(scratch, line, remedy) -> None:
     logs = scratch / "session_2026" / "logs"
     (scratch / "ray.log").write_text("all is well\n")
     assert find_reason(scratch) is None
@@ -35,12 +35,15 @@ def test_the_reason_is_found_in_whichever_log_holds_it(scratch, line, mend) -> N
     reason = find_reason(scratch)
     assert reason
     assert "worker-1.err" in reason
-    assert mend in reason
+    assert remedy in reason
 
 
-def test_the_wait_is_told_once_and_ended_only_where_ray_is_ours(scratch, monkeypatch) -> None:
+def test_the_wait_is_reported_once_and_ended_only_for_a_ray_of_the_launch(
+    scratch, monkeypatch
+) -> None:
     monkeypatch.setattr(ray_start, "END_AFTER_S", 1e9)
-    (scratch / "ray.log").write_text("can't start new thread\n")
+    line = "can't start new thread"
+    (scratch / "ray.log").write_text(f"{line}\n")
     said: list[str] = []
     own, shared = (
         StartWatch(scratch, said.append, ends=True, report_after_s=0.0),
@@ -49,11 +52,11 @@ def test_the_wait_is_told_once_and_ended_only_where_ray_is_ours(scratch, monkeyp
     assert own.check() is shared.check() is own.check() is None
     assert len(said) == 2
     monkeypatch.setattr(ray_start, "END_AFTER_S", 0.0)
-    assert "can't start new thread" in (own.check() or "")
+    assert line in (own.check() or "")
     assert shared.check() is None
 
 
-def test_a_trial_that_runs_is_no_wait(scratch, monkeypatch) -> None:
+def test_while_a_trial_runs_no_wait_is_counted(scratch, monkeypatch) -> None:
     monkeypatch.setattr(ray_start, "END_AFTER_S", 0.0)
     said: list[str] = []
     watch = StartWatch(scratch, said.append, ends=True, report_after_s=0.0)
@@ -61,13 +64,13 @@ def test_a_trial_that_runs_is_no_wait(scratch, monkeypatch) -> None:
     watch.trial_started("short")
     assert watch.check() is None
     watch.trial_ended("short")
-    assert watch.check() is None, "a trial that runs may hold the only core that the next one wants"
+    assert watch.check() is None, "a trial that runs may hold the only core that the next one needs"
     assert said == []
     watch.trial_ended("long")
     assert watch.check()
 
 
-def test_a_launch_that_python_can_not_end_is_ended_from_outside(scratch) -> None:
+def test_a_launch_that_python_can_not_end_is_ended_by_another_process(scratch) -> None:
     code = f"""
 import ctypes, time
 from pathlib import Path

@@ -1,5 +1,7 @@
-"""What the repeatability benchmark counts, against planted sweeps; the sweeps themselves it
-launches as test_launch.py does."""
+"""Tests what the repeatability benchmark counts, with planted sweeps.
+
+How it launches a sweep is covered by test_launch.py.
+"""
 
 import numpy as np
 import pandas as pd
@@ -21,18 +23,16 @@ def sweep(seconds, seed=1, repeats=3, tables=1):
     return simulated_sweep(seconds, tables, repeats, drift=0.0, noise=0.001, seed=seed)
 
 
-def test_cells_of_two_sweeps_stand_side_by_side_and_are_flagged_beyond_a_twentieth():
+def test_cells_of_two_sweeps_are_compared_and_flagged_beyond_a_twentieth():
     second = sweep({0: 2.0, 2: 1.1, 4: 1.0}, seed=2)
     second.trials.loc[second.trials["loader.num_workers"] == 4, ["outcome", "epoch_s"]] = [
         "shm_exhausted",
         float("nan"),
     ]
     rows = {row["workers"]: row for row in compare(sweep({0: 2.0, 2: 1.0, 4: 1.0}), second)}
-    assert [rows[workers]["flag"] for workers in (0, 2, 4)] == [
-        "",
-        "more than 5 % apart",
-        "only one has a time",
-    ]
+    flags = [rows[workers]["flag"] for workers in (0, 2, 4)]
+    assert [bool(flag) for flag in flags] == [False, True, True]
+    assert ["5 %" in flag for flag in flags] == [False, True, False], "4 workers have one time"
     assert rows[2]["ratio"] == pytest.approx(1.1, rel=0.01)
     assert (rows[4]["n"], rows[4]["second s"], rows[4]["second, else"]) == (
         "3, 0",
@@ -41,7 +41,7 @@ def test_cells_of_two_sweeps_stand_side_by_side_and_are_flagged_beyond_a_twentie
     )
 
 
-def test_the_same_choice_is_the_same():
+def test_equal_recommendations_compare_as_equal():
     assert (
         choices(sweep({0: 2.0, 2: 1.0}))
         == choices(sweep({0: 2.1, 2: 1.2}, seed=2))
@@ -51,13 +51,14 @@ def test_the_same_choice_is_the_same():
 
 
 def named(*ratios):
-    """A point under two names; true takes `ratios` times as long as false, repeat by repeat."""
+    """Returns the trials of a point under two names; true takes `ratios` times as long as false,
+    repeat by repeat."""
     one = sweep({2: 1.0}, repeats=len(ratios)).trials.assign(**{"loader.pin_memory": False})
     other = one.assign(**{"loader.pin_memory": True, "epoch_s": one["epoch_s"] * np.array(ratios)})
     return pd.concat([one, other], ignore_index=True)
 
 
-def test_a_name_that_matters_is_told_apart_and_one_that_does_not_is_not():
+def test_only_a_name_that_changes_the_time_is_distinguishable():
     slower = told(name_against_name(named(1.1, 1.1, 1.1), 2))
     assert (slower["change"], slower[""], slower["pairs"]) == (
         "+10.0% (+10.0% to +10.0%)",
@@ -79,7 +80,7 @@ def test_tables_drawn_from_equals_hold_the_nominal_share_of_false_differences():
     assert np.isnan(false_share([ratios[0][: FEWEST_PAIRS - 1]], rng))
 
 
-def test_few_pairs_leave_the_share_wide_open(monkeypatch):
+def test_few_pairs_give_a_wide_interval_of_the_share(monkeypatch):
     monkeypatch.setattr("tests.benchmarks.repeatability.EXPERIMENTS", 20)
     low, high = by_chance([10, 10])
     assert 0 <= low < 0.05 < high < 0.2

@@ -1,5 +1,5 @@
-"""The report: one file that needs nothing else, with the recommendation first and all that it rests
-on."""
+"""Tests the report: one file that needs nothing else, with the recommendation first and the figures
+that it rests on below."""
 
 import re
 from html.parser import HTMLParser
@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from analysis import cycle_recommendation, recommendation
 from analysis.__main__ import main
 from analysis.report import build_report
 from analysis.runs import sweep_runs
 from analysis.tables import FRAMES, block_tables
+from sweeps.names import run_name
 from tests.planted_sweep import SIMULATED, YAML, row
 
 
@@ -20,7 +22,7 @@ def made(first_look):
 
 
 class Outline(HTMLParser):
-    """Tags with their attributes, in order, and the text between them."""
+    """Parses a page into tags with their attributes, in order, and the text between them."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -57,12 +59,18 @@ def test_it_needs_neither_network_nor_script(made):
     assert "@import" not in made
 
 
-def test_it_holds_the_recommendation_first_then_the_tables_the_pictures_and_the_rest(made):
+def test_recommendations_come_first_then_tables_and_pictures_then_the_rest(made, first_look):
+    runs = sweep_runs("first-look", first_look.uri)
+    advice = [
+        *recommendation.sentences(runs, markdown=True),
+        *cycle_recommendation.sentences(runs, markdown=True),
+    ]
+    assert len(advice) == 3, "the workers, what bounds their epoch, and the cycles"
     order = [
-        "Recommended for block workers: 2 workers with shm 1G", "What bounds an epoch of 2 workers with shm 1G: CPU preparation.",
-        "Recommended for block cycles: one long cosine", "Sweep first-look: 30 completed, 6 overflowed", "Block workers",
-        "Epoch seconds by num_workers and shm_size", "Where an epoch goes", "Forecast and measured", "Block cycles",
-        "Validation accuracy by SGDR cycle length", "Disturbed trials", "Machines and versions", "Sweep file", "Rebuild this report",
+        *advice, "30 completed, 6 overflowed",
+        "Block workers", "Epoch seconds", "Where an epoch", "Forecast and measured",
+        "Block cycles", "Validation accuracy",
+        "Disturbed trials", "Machines and versions", "Sweep file", "Rebuild",
     ]  # fmt: skip
     text = Outline(made).text
     found = [text.index(each) for each in order]
@@ -72,7 +80,7 @@ def test_it_holds_the_recommendation_first_then_the_tables_the_pictures_and_the_
     assert all(shown)
     assert "torch 2.14.1, mlflow 3.17.2" in text
     assert YAML.strip() in text
-    assert "python -m analysis first-look --uri sqlite:" in text
+    assert "analysis first-look --uri sqlite:" in text
 
 
 def test_its_cells_are_those_of_the_tables(made, first_look):
@@ -88,7 +96,7 @@ def test_its_cells_are_those_of_the_tables(made, first_look):
     assert wanted <= cells
 
 
-def test_what_was_disturbed_and_what_failed_is_told_and_nothing_in_it_is_markup(tracking, plant):
+def test_disturbed_and_failed_trials_are_listed_and_nothing_in_them_is_markup(tracking, plant):
     swept = {"loader.num_workers": 2}
     parent = tracking.start_sweep(
         "s", "<b>: 1\n", [row("workers", swept, repeat) for repeat in (1, 2)], ""
@@ -101,7 +109,7 @@ def test_what_was_disturbed_and_what_failed_is_told_and_nothing_in_it_is_markup(
     assert "<img src=x>" not in page
     text = Outline(page).text
     assert "<script> & others" in text
-    assert "workers · num_workers=2 · repeat 2: crashed, <img src=x>" in text
+    assert f"{run_name('workers', swept, 2)}: crashed, <img src=x>" in text
     assert "<b>: 1" in text
 
 
@@ -122,7 +130,9 @@ def test_evidence_is_quoted_whatever_it_looks_like(tracking, plant):
     assert all(evidence in outline.text for evidence in said)
 
 
-def test_one_that_stayed_disturbed_and_one_that_ran_again_quietly_are_told(tracking, plant):
+def test_a_trial_that_stayed_disturbed_and_one_that_ran_again_undisturbed_are_listed(
+    tracking, plant
+):
     trials = [({"loader.num_workers": 2}, repeat) for repeat in (1, 2)]
     parent = tracking.start_sweep(
         "first-look", YAML, [row("workers", *trial) for trial in trials], ""
@@ -138,7 +148,10 @@ def test_one_that_stayed_disturbed_and_one_that_ran_again_quietly_are_told(track
 
 def test_a_sweep_before_its_first_trial_has_a_report(tracking):
     tracking.start_sweep("s", "name: s\n", [], "")
-    assert "no trial has run yet" in build_report("s", tracking.uri)
+    outline = Outline(build_report("s", tracking.uri))
+    assert "Sweep s: no trial" in outline.text
+    assert "name: s\n" in outline.text
+    assert not {"img", "table"} & {tag for tag, _ in outline.tags}
 
 
 def test_the_command_writes_report_and_csv(first_look, tmp_path: Path, capsys):
@@ -160,9 +173,10 @@ def test_the_command_writes_report_and_csv(first_look, tmp_path: Path, capsys):
         "cycle_recommendations",
     }
     header = (tmp_path / "csv/epoch_times.csv").read_text().splitlines()[0]
-    assert header.startswith(
-        "sweep,block,varied,surroundings,shm_size,num_workers,trials,n,median_s,min_s,max_s,"
-    )
+    assert header.split(",")[:11] == [
+        "sweep", "block", "varied", "surroundings", "shm_size", "num_workers",
+        "trials", "n", "median_s", "min_s", "max_s",
+    ]  # fmt: skip
     main(
         [
             "first-look",
@@ -188,7 +202,8 @@ def test_the_command_prints_markdown_and_several_sweeps(tracking, plant, capsys)
     main(["a", "b", "--uri", tracking.uri, "--markdown"])
     printed = capsys.readouterr().out
     assert "## Sweep a + b: 4 completed" in printed
-    assert "### Epoch seconds by num_workers and shm_size, block workers, sweep=b" in printed
+    titles = [line.split(", ") for line in printed.splitlines() if line.startswith("### Epoch")]
+    assert [title[1:] for title in titles] == [["block workers", f"sweep={name}"] for name in "ab"]
     with pytest.raises(SystemExit) as left:
         main(["a", "--uri", tracking.uri, "--where", "num_workers=9"])
     complaint = capsys.readouterr().err

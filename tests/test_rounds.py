@@ -1,38 +1,16 @@
 """Figures that are measured beside a process that keeps cores busy, for a while or all the time."""
 
-import contextlib
 import multiprocessing
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from speech import usage
 from speech.calibration import rounds
 from speech.calibration.rounds import MachineBusy, attempt_measurement, measure_rounds
+from tests.busy import CORES, busy_processes
 
-CORES = len(os.sched_getaffinity(0))
 TOOK_S = 0.15
-
-
-@contextlib.contextmanager
-def busy_processes(count: int = CORES, seconds: float = 60.0) -> Iterator[None]:
-    """Keeps `count` cores busy with processes that are no descendants of this one."""
-    program = f"import time; until = time.time() + {seconds}\nwhile time.time() < until: pass"
-    # A shell that ends at once leaves its processes to init, as programs of others are
-    shell = (
-        f"for n in $(seq {count}); do {sys.executable} -c '{program}' >/dev/null & echo $!; done"
-    )
-    started = subprocess.run(["sh", "-c", shell], stdout=subprocess.PIPE, text=True, check=True)
-    try:
-        yield
-    finally:
-        for pid in started.stdout.split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), 9)
 
 
 def burn(seconds: float = TOOK_S) -> float:

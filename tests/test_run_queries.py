@@ -1,4 +1,4 @@
-"""What the runs of a sweep tell of its trials."""
+"""Tests what follows for trials from the runs of their sweep."""
 
 import pytest
 
@@ -20,7 +20,8 @@ def test_a_sweep_of_another_version_is_refused_with_its_name(tracking, plant) ->
     run = plant(parent, {"loader.num_workers": 0}, trial_id="a")
     tracking.client.delete_tag(run, "trial_id")
     tracking.client.set_tag(run, "key", "a")
-    with pytest.raises(UnreadableRecords, match="sweep old was recorded by another version"):
+    with pytest.raises(UnreadableRecords, match="another version") as problem:
         tracking.trials(parent)
+    assert "sweep old" in str(problem.value)
     with pytest.raises(UnreadableRecords):
         sweep_runs("old", tracking.uri)

@@ -36,7 +36,7 @@ def test_a_cycle_ends_on_its_last_iteration_only() -> None:
 
 
 def test_a_step_past_the_schedule_is_an_error() -> None:
-    with pytest.raises(ValueError, match="1 iterations past"):
+    with pytest.raises(ValueError, match=r"\b1 iterations .* 5$"):
         learning_rate(6, [3, 2], 0.1, 0.0)
 
 
@@ -53,10 +53,6 @@ def test_cycles_fill_the_budget(keys: dict, lengths: list[int]) -> None:
     assert Sgdr(**keys).cycles() == lengths
 
 
-def test_cycles_that_do_not_fill_the_budget_are_a_fault_that_names_the_two_nearest_budgets() -> (
-    None
-):
-    with pytest.raises(
-        ValueError, match=r"\[4, 4, 4\] epochs do not fill 10 epochs exactly. Write epochs: 8 or 12"
-    ):
+def test_cycles_that_do_not_fill_the_budget_are_refused_with_both_nearest_budgets() -> None:
+    with pytest.raises(ValueError, match=r"\[4, 4, 4\].* 10 .*epochs: 8 or 12\b"):
         Sgdr(epochs=10, cycle_epochs=4)

@@ -1,5 +1,7 @@
-"""What a trial needs of /dev/shm against hand-worked sizes, and against the peak of real trials
-whose loop is the slow side."""
+"""Tests what a trial needs of /dev/shm, with sizes worked out by hand and with the peak of real
+trials whose training loop is slower than their loader."""
+
+import re
 
 import pytest
 
@@ -17,7 +19,7 @@ BATCH = 64 * 3 * 224 * 224 * 4 + PAGE_BYTES  # pictures, and a page of labels
 
 
 def article(tone_trial, device=None, **loader):
-    """The article's batches: 64 pictures of 3 x 224 x 224."""
+    """Returns a trial with the article's batches: 64 pictures of 3 x 224 x 224."""
     return tone_trial(
         loader={"format": "png", "batch_size": 64} | loader, device=device or SIMULATED
     )
@@ -101,10 +103,11 @@ def test_metrics_have_their_names_and_are_0_without_workers(tone_trial) -> None:
 
 def test_verdicts_are_counted() -> None:
     fits, depends, overflows = (ShmRequirement(1, 2, 3, 4, limit) for limit in (4, 3, 1))
-    assert (
-        count_verdicts([fits, depends, fits, overflows]) == "2 fit, 1 overflows, 1 depends on rates"
-    )
-    assert count_verdicts([depends, depends]) == "2 depend on rates"
+    for verdicts, counted in (
+        ([fits, depends, fits, overflows], ["2 fit", "1 overflows", "1 depends"]),
+        ([depends, depends], ["2 depend"]),
+    ):
+        assert re.findall(r"\d \w+", count_verdicts(verdicts)) == counted
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +118,7 @@ def template():
 
 
 def run(template, config, folder, shm_bytes: int):
-    """The trial's exit record, its outcome and its forecast."""
+    """Runs a trial and returns its exit record, its outcome and its forecast."""
     *_, ending = template.run(Task("prepare", config.model_dump(), private=False), folder / "log")
     assert ending["status"] == 0, (folder / "log").read_text()
     trial = Trial(config=config, seed=1, warmup_epochs=0, folder=str(folder))
@@ -158,8 +161,8 @@ def test_where_the_loop_is_slow_the_peak_is_the_bound_to_the_page(
 
 @isolated
 def test_a_trial_that_learns_peaks_where_it_validates(template, tone_trial, tmp_path) -> None:
-    """Two batches as in training, and the queues of two loaders: the persistent training workers
-    keep theirs."""
+    """Expects two batches, as in training, and the queues of two loaders, since the persistent
+    training workers keep theirs."""
     keys = {"num_workers": 1, "prefetch_factor": 1, "batch_size": 3}
     config = tone_trial(loader=keys, features={"n_mels": 64, "hop_ms": 10.0}, sgdr={"epochs": 2})
     ending, _, foreseen = run(template, config, tmp_path, 64 << 20)

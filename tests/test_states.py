@@ -1,4 +1,4 @@
-"""Where trials stand, told from their runs."""
+"""Tests how the states of trials follow from their runs."""
 
 from types import SimpleNamespace
 
@@ -20,28 +20,26 @@ def trial(key: str, metric: str = "epoch_s") -> SimpleNamespace:
     return SimpleNamespace(trial_id=key, metric=SimpleNamespace(name=metric))
 
 
-def test_a_settled_attempt_counts_before_a_later_one_that_is_not_and_else_the_latest() -> None:
+def test_a_settled_attempt_takes_precedence_and_otherwise_the_latest_counts() -> None:
     newest_first = [
         run("settled", "crashed"), run("settled", "shm_exhausted"), run("settled", "completed"),
         run("failed", "oom"), run("failed", "timeout"),
         run("under way", None, status="RUNNING"), run("under way", "crashed"),
-        run("cut short while closing", "completed", status="RUNNING"),
+        run("half closed", "completed", status="RUNNING"),
         run("of an earlier plan", "completed"),
     ]  # fmt: skip
-    planned = [
-        trial(key) for key in ("settled", "failed", "under way", "cut short while closing", "never")
-    ]
+    planned = [trial(key) for key in ("settled", "failed", "under way", "half closed", "never")]
     found = compute_states(newest_first, planned)
     assert found == {
         "settled": "shm_exhausted",
         "failed": "oom",
         "under way": "running",
-        "cut short while closing": "running",
+        "half closed": "running",
     }
     assert settled_states(found) == {"settled": "shm_exhausted"}
 
 
-def test_a_disturbed_trial_is_due_once_more_where_its_time_is_what_counts() -> None:
+def test_a_disturbed_trial_runs_once_more_if_its_metric_is_a_time() -> None:
     once = [run("time", "completed", disturbed=True), run("accuracy", "completed", disturbed=True)]
     planned = [trial("time"), trial("accuracy", "accuracy")]
     assert compute_states(once, planned) == {"time": "disturbed", "accuracy": "completed"}
@@ -50,10 +48,8 @@ def test_a_disturbed_trial_is_due_once_more_where_its_time_is_what_counts() -> N
     )
 
 
-def test_states_are_counted_by_kind_in_one_order() -> None:
-    assert (
-        format_counts(
-            ["new", "completed", "oom", "shm_exhausted", "crashed", "interrupted", "timeout"]
-        )
-        == "2 settled, 3 failed, 1 interrupted, 1 new"
+def test_states_are_counted_by_group_in_a_fixed_order() -> None:
+    counts = format_counts(
+        ["new", "completed", "oom", "shm_exhausted", "crashed", "interrupted", "timeout"]
     )
+    assert counts.split(", ") == ["2 settled", "3 failed", "1 interrupted", "1 new"]

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import subprocess
 
 import pytest
@@ -47,7 +48,10 @@ AUGMENTED = {"shift_ms": 50.0, "noise": 0.5, "freq_mask": 4, "time_mask": 4, "mi
 
 @pytest.fixture(scope="module")
 def learned(tone_trial, tmp_path_factory):
-    """Twenty epochs in two cycles on two tones, and the folder with the snapshots."""
+    """Trains twenty epochs in two cycles on two tones.
+
+    Returns the configuration, the folder with the snapshots and the records.
+    """
     folder = tmp_path_factory.mktemp("learned")
     config = tone_trial(sgdr={"epochs": 20, "cycle_epochs": 10, "lr": 0.02})
     return config, folder, records_of(config, folder, warmup=1)
@@ -94,7 +98,7 @@ def test_the_summary_is_the_median_of_warm_epochs(learned) -> None:
 
 
 def test_each_snapshot_file_holds_the_weights_at_its_cycles_end(learned) -> None:
-    """Loaded anew, they give the validation loss and accuracy that training noted at that moment."""
+    """Reloaded weights give the validation loss and accuracy that training recorded for them."""
     config, folder, records = learned
     corpus = corpora.prepare_corpus(config.corpus)
     loader, _ = make_loader(config, corpus, "validation", 1)
@@ -120,7 +124,7 @@ def test_the_test_split_is_read_by_all_members(learned) -> None:
         "largest_label_fraction": 0.5,
     }
     (folder / "snapshot-0.pt").rename(folder / "gone.pt")
-    with pytest.raises(WeightsError, match=r"snapshot-0\.pt does not exist"):
+    with pytest.raises(WeightsError, match=r"snapshot-0\.pt .*exist"):
         evaluate_test_split(
             Trial(config=config, seed=1, runtime=RuntimeSettings(threads=1), folder=str(folder))
         )
@@ -159,7 +163,9 @@ def test_the_simulated_device_times_an_epoch_and_claims_no_accuracy(tone_trial, 
         "accuracy" in name or "loss" in name
         for name in metrics.keys() | records[-1]["summary"].keys()
     )
-    assert records[0]["device_name"] == "simulated accelerator: 50 ms a step, 10 ms of host CPU"
+    name = records[0]["device_name"]
+    assert name.startswith("simulated")
+    assert re.findall(r"\d+ ms", name) == ["50 ms", "10 ms"]
 
 
 def test_an_epochs_raw_steps_explain_its_figures(tone_trial, tmp_path) -> None:
@@ -250,7 +256,7 @@ OF_LEARNING = {"accuracy", "best_snapshot_accuracy", "ensemble_accuracy"}
 def test_a_trial_that_diverges_says_so_and_has_no_accuracy(
     tone_trial, tmp_path, timed: bool
 ) -> None:
-    """It ends where it diverged, but for one whose times are asked for."""
+    """Training stops at the divergence, unless the trial's epoch times are needed."""
     config, records = tone_trial(**WILD), []
     fit(
         Trial(config=config, seed=1, warmup_epochs=0, folder=str(tmp_path), timed=timed),
@@ -279,8 +285,10 @@ def test_a_trial_that_diverges_says_so_and_has_no_accuracy(
 def test_a_cycle_whose_predictions_are_no_numbers_leaves_the_others_their_ensemble(
     tone_trial, tmp_path, monkeypatch
 ) -> None:
-    """Statistics of a BatchNorm may overflow for an epoch and come back; here the second of three
-    epochs is planted to predict NaN."""
+    """Plants NaN predictions in the second of three epochs.
+
+    Statistics of a BatchNorm may overflow for one epoch and recover.
+    """
     calls, predict = [], Learner.predict
 
     def spoilt(learner, batches):
@@ -314,14 +322,16 @@ def test_a_cycle_whose_predictions_are_no_numbers_leaves_the_others_their_ensemb
 
 
 def test_snapshots_of_nan_are_refused_wherever_they_are_read(tone_trial, tmp_path) -> None:
-    """As an earlier version left them: they make no accuracy, but a message."""
+    """Snapshots like those of an earlier version give an error instead of an accuracy."""
     config = tone_trial(sgdr={"epochs": 2, "cycle_epochs": 1})
     records_of(config, tmp_path)
     trial = Trial(config=config, seed=1, runtime=RuntimeSettings(threads=1), folder=str(tmp_path))
     for cycle, readable in ((0, True), (1, False)):
         weights = torch.load(tmp_path / f"snapshot-{cycle}.pt", weights_only=True)
-        torch.save({name: torch.full_like(value, math.nan) if value.is_floating_point() else value for name, value in weights.items()},
-                   tmp_path / f"snapshot-{cycle}.pt")  # fmt: skip
+        for value in weights.values():
+            if value.is_floating_point():
+                value.fill_(math.nan)
+        torch.save(weights, tmp_path / f"snapshot-{cycle}.pt")
         if readable:
             assert 0 <= evaluate_test_split(trial)["ensemble_accuracy"] <= 1
         else:
@@ -330,7 +340,7 @@ def test_snapshots_of_nan_are_refused_wherever_they_are_read(tone_trial, tmp_pat
 
 
 @pytest.mark.parametrize("split", ["training", "validation"])
-def test_a_picture_that_is_no_number_is_the_clips_fault_and_named(
+def test_a_clip_whose_picture_is_not_finite_is_named(
     tone_trial, tmp_path, monkeypatch, split: str
 ) -> None:
     config = tone_trial(sgdr={"epochs": 2})

@@ -1,4 +1,6 @@
-"""What is known of a sweep before it runs: rows of plan.json, and how long it will take in words."""
+"""Tests the forecast of a sweep before it runs: rows of plan.json, and the expected duration."""
+
+import re
 
 import pytest
 
@@ -43,11 +45,18 @@ def foresee(made, settled=()) -> None:
     )
 
 
+def numbers(line: str) -> list[int]:
+    """Returns the whole numbers of a line in order."""
+    return [int(number) for number in re.findall(r"\d+", line)]
+
+
 def test_before_anything_is_calibrated_a_row_is_a_trial_and_nothing_is_left_out(made) -> None:
     rows = made.rows()
     assert [row.keys() for row in rows] == [{"trial_id", "block", "repeat", "swept"}] * 6
     outline = made.outline({}, made.pending([])).splitlines()
-    assert outline[0] == "planted: 6 trials (6 in trials), 6 new; 6 to run"
+    assert outline[0].startswith("planted: ")
+    assert numbers(outline[0]) == [6, 6, 6, 6]
+    assert "6 new" in outline[0]
     assert "calibrated" in outline[1]
     assert len(outline) == 2
 
@@ -80,9 +89,9 @@ def test_a_launch_leaves_trials_on_a_gpu_uncalibrated(
     assert (made.forecasts, said, len(sweep.pending)) == ({}, [], 6)
 
 
-def test_a_row_that_is_not_measured_says_so_and_holds_its_parameters(made) -> None:
-    """3 batches on 2 cores. Without workers 3 x 130 ms; one worker 3 x 80 ms and a step; two: 80 ms
-    and 3 steps. 2M is too small."""
+def test_the_row_of_an_unmeasured_trial_is_marked_and_has_its_parameters(made) -> None:
+    """Plants 3 batches on 2 cores, which take 3 x 130 ms without workers, 3 x 80 ms and a step with
+    one, and 80 ms and 3 steps with two. A size of 2M is too small."""
     foresee(made)
     rows = {
         (row["swept"]["loader.num_workers"], row["swept"]["loader.shm_size"] >> 20): row
@@ -103,24 +112,25 @@ def test_what_is_settled_has_been_measured(made) -> None:
     foresee(made, {slow: "completed"})
     assert "measured" not in next(row for row in made.rows() if row["trial_id"] == slow)
     said = made.outline({slow: "completed"}, made.pending([slow]))
-    assert said.startswith(
-        "planted: 6 trials (6 in trials), 1 settled, 1 new, 4 not measured; 1 to run, about 0 s"
-    )
+    first = said.splitlines()[0]
+    assert numbers(first) == [6, 6, 1, 1, 4, 1, 0]
+    assert "1 settled, 1 new" in first
 
 
 def test_the_time_it_will_take_is_that_of_the_epochs_that_are_left(made) -> None:
-    """2 epochs each of 390, 290 and 230 ms; what overflows ends at once, so leaving it out saves
-    nothing."""
+    """Plants 2 epochs each of 390, 290 and 230 ms. A trial that overflows ends at once, so leaving
+    it out saves nothing."""
     foresee(made)
-    assert made.outline({}, made.pending([])).splitlines() == [
-        "planted: 6 trials (6 in trials), 1 new, 5 not measured; 1 to run, about 0 s",
-        "measured: 1 of 6 trials; 5 are forecast, about 2 s saved",
-    ]
+    first, second = made.outline({}, made.pending([])).splitlines()
+    assert numbers(first) == [6, 6, 1, 5, 1, 0]
+    assert "1 new" in first
+    assert numbers(second) == [1, 6, 5, 2]
+    assert second.endswith("2 s saved")
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [(0.2, "0 s"), (89, "89 s"), (400, "7 min"), (5300, "88 min"), (9000, "2.5 h")],
 )
-def test_a_time_is_told_in_a_unit_that_suits_it(seconds: float, said: str) -> None:
+def test_a_duration_is_written_in_a_suitable_unit(seconds: float, said: str) -> None:
     assert format_rough_duration(seconds) == said

@@ -1,4 +1,4 @@
-"""Trials as the Ray actor sees them, one after another, against a real tracker."""
+"""Tests trials as a Ray actor runs them, one after another, with a real tracker."""
 
 import json
 import os
@@ -160,7 +160,7 @@ def test_a_run_tells_what_was_foreseen_what_was_read_back_and_what_it_ran_on(
 def test_fifty_random_faults_have_fifty_right_outcomes_and_the_actor_stays_as_it_was(
     tmp_path, empty_database, tone_trial
 ) -> None:
-    """In a real Ray actor, each fault in a tree of its own; one template serves all."""
+    """Runs trials in a real Ray actor, each fault in its own process tree, with one fork server."""
     import ray
 
     class Actor:
@@ -222,8 +222,10 @@ def test_fifty_random_faults_have_fifty_right_outcomes_and_the_actor_stays_as_it
         assert last[name] < first[name] + (16 << 20), (name, first, last)
 
 
-def test_a_tree_that_ended_without_records_is_still_filed(tmp_path, tracking, tone_trial) -> None:
-    """Its supervisor killed: no exit record comes, and the run closes all the same."""
+def test_a_process_tree_that_ends_without_records_is_still_recorded(
+    tmp_path, tracking, tone_trial
+) -> None:
+    """Kills the supervisor, so that no exit record arrives; the run is closed all the same."""
     endless = tone_trial(
         device={"prefer": ["simulated"], "step_s": 30.0},
         loader={"shm_size": 64 << 20, "num_workers": 1},
@@ -252,10 +254,8 @@ def test_a_tree_that_ended_without_records_is_still_filed(tmp_path, tracking, to
     finally:
         thread.join()
         template.close()
-    assert (ended.outcome, ended.evidence) == (
-        "crashed",
-        "the process tree was killed from outside",
-    )
+    assert ended.outcome == "crashed"
+    assert "from outside" in ended.evidence
     client = connect(tracking.uri)
     (run,) = tracking.trials(launch.parent)
     assert run.info.status == "FAILED"

@@ -1,5 +1,5 @@
-"""Wav files with every kind of wrong header: what is whole is heard whole, and what is cut off is
-called so, in check and in training."""
+"""Checks wav files with every kind of wrong header: complete files are read in full, and truncated
+files are rejected, by the corpus check and in training."""
 
 import struct
 
@@ -66,7 +66,7 @@ CUT = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_whole_file_is_heard_whole_whatever_its_header_says(tmp_path, name: str) -> None:
+def test_a_complete_file_is_read_in_full_whatever_its_header_states(tmp_path, name: str) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(WHOLE[name])
     plain = tmp_path / "plain.wav"
@@ -78,7 +78,7 @@ def test_a_whole_file_is_heard_whole_whatever_its_header_says(tmp_path, name: st
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_a_file_that_was_cut_off_is_called_so_by_every_reader(tmp_path, name: str) -> None:
+def test_a_truncated_file_is_rejected_by_every_reader(tmp_path, name: str) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(CUT[name])
     for reader in (check_clip, count_samples, lambda path: read_clip(path, 16_000)):
@@ -97,7 +97,7 @@ def test_a_file_that_was_cut_off_is_called_so_by_every_reader(tmp_path, name: st
         ("IMA_ADPCM", "WAV"),
     ],
 )
-def test_other_kinds_of_samples_are_whole_without_sizes_too(
+def test_other_kinds_of_samples_are_complete_without_sizes_too(
     tmp_path, subtype: str, form: str, size: int
 ) -> None:
     path = tmp_path / "a.wav"
@@ -122,7 +122,7 @@ def test_other_kinds_of_samples_are_whole_without_sizes_too(
 
 @pytest.mark.parametrize("form", ["flac", "ogg", "mp3", "aiff", "au", "w64", "rf64", "caf"])
 @pytest.mark.parametrize("own", [True, False], ids=["own name", "named wav"])
-def test_other_formats_are_read_under_any_name_and_called_bad_when_cut(
+def test_other_formats_are_read_under_any_name_and_rejected_when_truncated(
     tmp_path, form: str, own: bool
 ) -> None:
     made = tmp_path / f"made.{form}"
@@ -134,7 +134,7 @@ def test_other_formats_are_read_under_any_name_and_called_bad_when_cut(
     assert np.abs(read_clip(path, 32_000) - expected).max() <= 0.51 / 32_768
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3])
-    with pytest.raises(BadClip, match=r"cut off|can't be read|no samples"):
+    with pytest.raises(BadClip, match=r"cut off|audio"):
         check_clip(path)
 
 
@@ -152,5 +152,5 @@ def test_two_chunks_of_samples_are_refused(tmp_path) -> None:
     (tmp_path / "a.wav").write_bytes(
         header(FULL + 8 + len(SOUND), len(SOUND)) + SOUND + header(0, len(SOUND))[36:] + SOUND
     )
-    with pytest.raises(BadClip, match="two chunks of samples"):
+    with pytest.raises(BadClip, match="two chunks"):
         check_clip(tmp_path / "a.wav")

@@ -1,5 +1,8 @@
-"""YAML 1.2 as plain Python with the place of each key; what can't be read is a fault, never a
-traceback."""
+"""Tests reading YAML 1.2 as plain Python with the place of each key; an unreadable file is a fault,
+never a stack trace."""
+
+import errno
+import os
 
 import pytest
 
@@ -79,10 +82,15 @@ def test_unreadable_files_are_one_fault(source_of, content, line, words):
     assert words in fault.text
 
 
-@pytest.mark.parametrize("name", ["absent.yaml", "."])
-def test_a_file_that_is_not_there(tmp_path, name):
-    with pytest.raises(ConfigFaults, match=r"does not exist|Is a directory"):
+@pytest.mark.parametrize(
+    ("name", "reason"), [("absent.yaml", "not exist"), (".", os.strerror(errno.EISDIR))]
+)
+def test_a_path_without_a_file(tmp_path, name, reason):
+    with pytest.raises(ConfigFaults) as caught:
         read(tmp_path / name)
+    (fault,) = caught.value.faults
+    assert fault.where == str(tmp_path / name)
+    assert reason in fault.text
 
 
 def test_lesser_faults_leave_the_rest_readable(source_of):

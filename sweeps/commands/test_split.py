@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from scipy.stats import binomtest
-
 from speech.config import RuntimeSettings, Trial
 from sweeps.accuracy import accuracy_context
 from sweeps.execution.preflight import run_task
@@ -83,6 +81,8 @@ def format_interval(correct: int, clips: int) -> str:
 
     An example is '90.5 % (447 of 494; 95 % interval 87.6 to 92.8)'.
     """
+    from scipy.stats import binomtest  # its import takes a second
+
     low, high = binomtest(correct, clips).proportion_ci(method="wilson")
     return (
         f"{100 * correct / clips:.1f} % ({correct} of {clips}; 95 % interval {100 * low:.1f} to"

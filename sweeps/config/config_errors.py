@@ -168,9 +168,13 @@ def _path_in_tree(root: Any, detail: ErrorDetails) -> KeyPath:
 
 
 def _describe_errors(model: type[BaseModel], path: KeyPath, details: list[ErrorDetails]) -> str:
-    """Returns the sentence for all errors at `path`. A violated bound takes precedence."""
+    """Returns the sentence for all errors at `path`.
+
+    A violated bound, or else a check of this project, is more informative than a type.
+    """
     bounds = [detail for detail in details if detail["type"] in _BOUNDS]
-    detail = (bounds or details)[0]
+    checks = [detail for detail in details if detail["type"] == "value_error"]
+    detail = (bounds or checks or details)[0]
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
@@ -178,7 +182,7 @@ def _describe_errors(model: type[BaseModel], path: KeyPath, details: list[ErrorD
         limit = format_size(context[name]) if isinstance(value, str) else f"{context[name]:.12g}"
         return f"{format_value(value)} is {words} {limit}."
     if kind == "value_error":
-        return str(context["error"])
+        return f"{str(context['error']).removesuffix('.')}."
     if kind == "extra_forbidden":
         return unknown_key_message(str(path[-1]), _model_at(model, path[:-1]).model_fields)
     if kind == "missing":
@@ -205,9 +209,7 @@ def _describe_missing(model: type[BaseModel], path: KeyPath, detail: ErrorDetail
     if isinstance(detail["loc"][-1], int):
         return f"{format_value(detail['input'])} has too few values."
     meaning = _model_at(model, path[:-1]).model_fields[str(path[-1])].description
-    return (
-        f"missing. Write it: {meaning}." if meaning else "missing. It has no default, so write it."
-    )
+    return f"missing. It has no default, so write it{f': {meaning}' if meaning else ''}."
 
 
 def _describe_wrong_type(value: Any, details: list[ErrorDetails]) -> str:

@@ -183,7 +183,8 @@ def _build_rule(config: SweepConfig, block: ResolvedBlock, faulty_paths: set[Key
             yield (
                 ("sgdr", "epochs"),
                 (
-                    f"{epochs} is too few: the first {warmup} are warm-up, which gives no {metric}."
+                    f"{epochs} is too few: warmup_epochs is {warmup}, and a warm-up epoch gives no"
+                    f" {metric}."
                     f" {remedy}"
                 ),
             )

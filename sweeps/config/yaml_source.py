@@ -77,7 +77,7 @@ class Source:
                 Fault(
                     f"--set {override}",
                     "",
-                    "is not key=value. Write --set parameters.sgdr.epochs=3",
+                    "is not key=value. Write it as in --set parameters.sgdr.epochs=3.",
                 )
             )
             return

@@ -5,6 +5,7 @@ of another program. Every database is therefore inspected first, without MLflow.
 `tracking: {upgrade: true}` migrates a database, and it stores a copy first.
 """
 
+import functools
 import os
 import sqlite3
 from contextlib import closing
@@ -30,16 +31,23 @@ def check_usable(uri: str) -> bool:
     Raises TrackerUnusable if this MLflow can't use the database, or would have to migrate it.
     """
     from mlflow.store.db.base_sql_model import Base
-    from mlflow.store.db.utils import _get_latest_schema_revision
 
     tables, revision = _read_schema(uri)
     data_tables = {name for name in tables if not name.startswith("alembic_")}
     if not data_tables:
         return False
-    latest = _get_latest_schema_revision()
+    latest = _latest_revision()
     if revision != latest or not set(Base.metadata.tables) <= data_tables:
         raise TrackerUnusable(_schema_problem(uri, data_tables, revision, latest))
     return True
+
+
+@functools.cache  # it reads all migrations of MLflow
+def _latest_revision() -> str:
+    """Returns the revision of the schema that this MLflow requires."""
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return _get_latest_schema_revision()
 
 
 def upgrade(uri: str) -> Path | None:

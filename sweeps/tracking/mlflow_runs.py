@@ -40,6 +40,8 @@ from sweeps.trial_states import Outcome, TrialState
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+TABLES, REPORT = "tables.md", "report.html"  # artifacts of a sweep's run
+
 # An overflow of /dev/shm is a result, a cell of the table, and so is a diverged training
 MLFLOW_STATUS: dict[str, str] = {
     Outcome.COMPLETED: "FINISHED",
@@ -153,7 +155,8 @@ class RunLogger:
 
         `tables` is the Markdown of tables.md, and `report` the HTML of report.html.
         """
-        for text, artifact_path in ((tables, "tables.md"), (report, "report.html")):
+        # The tables come last, so that equal tables show that the report is of the same trials
+        for text, artifact_path in ((report, REPORT), (tables, TABLES)):
             if text is not None:
                 artifacts.write_text(self.client, parent, artifact_path, text)
         run = self.client.get_run(parent)
@@ -174,6 +177,13 @@ class RunLogger:
             notes.ended_sweep_note(run.data.tags.get(notes.NOTE_TAG, ""), outcomes),
         )
         self.client.set_terminated(parent, status)
+
+    def has_report(self, parent: str, tables: str) -> bool:
+        """Returns whether a sweep's run holds a report of the trials that `tables` shows."""
+        names = set(artifacts.list_names(self.client, parent))
+        return {TABLES, REPORT} <= names and tables == artifacts.read_text(
+            self.client, parent, TABLES
+        )
 
     def trials(self, parent: str) -> "list[Run]":
         """Returns the child runs of a sweep, all attempts, newest first."""
