@@ -2,6 +2,7 @@
 the trial that holds the machine, and explains why a loader could not be measured."""
 
 import fcntl
+import math
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from speech import usage
 from speech.calibration import step_timings
 from speech.calibration.costs import Calibration, StepCosts
 from speech.calibration.step_timings import measure_step
@@ -23,7 +25,9 @@ from sweeps.commands.advise.failures import AdviceError, shm_shortage_message, s
 from sweeps.commands.advise.figures import WIDTH
 from sweeps.commands.advise.forecast_text import format_forecasts
 from sweeps.commands.advise.loader_forecast import MeasuredLoader, forecast_rows, recommended_row
-from sweeps.host import host_lock, hygiene
+from sweeps.host import host_lock
+from sweeps.host.node import PreflightError
+from tests.busy import busy_processes
 from tests.measured_loaders import COSTS, LOADER, MIB, PAGE, calibration, planted_module
 from tests.test_external_loader import advised_apart
 from tests.trees import wait_until
@@ -43,6 +47,7 @@ def test_a_sleeping_step_costs_the_accelerator_and_a_computing_one_the_host(
     monkeypatch,
 ) -> None:
     monkeypatch.setattr(step_timings, "STEP_S", 0.2)
+    monkeypatch.setattr(usage, "EXTERNAL_LIMIT", math.inf)  # whatever else runs here
     monkeypatch.setattr(
         step_timings,
         "calibrate_step",
@@ -122,7 +127,6 @@ def make_loader():
 def test_a_loader_that_hangs_is_ended_and_its_line_is_reported(tmp_path, monkeypatch) -> None:
     (tmp_path / "hangs.py").write_text(HANGING)
     monkeypatch.setattr(advise, "PATIENCE_S", 25.0)
-    monkeypatch.setattr(hygiene, "wait_until_idle", dict)
     with pytest.raises(AdviceError) as given_up:
         measure_loader(AdviceRequest("hangs:make_loader", str(tmp_path)), print)
     text = str(given_up.value)
@@ -138,7 +142,6 @@ def test_missing_arguments_of_a_module_are_reported(tmp_path, monkeypatch) -> No
         " required=True)\nparser.parse_args()\n"
     )
     (tmp_path / "needy.py").write_text(code)
-    monkeypatch.setattr(hygiene, "wait_until_idle", dict)
     with pytest.raises(AdviceError) as needs:
         measure_loader(AdviceRequest("needy:make_loader", str(tmp_path)), print)
     assert "after --" in str(needs.value)
@@ -208,7 +211,6 @@ def test_measuring_waits_for_the_trial_that_holds_the_machine_and_then_holds_it(
 def test_advice_is_measured_and_given_after_the_trial_that_holds_the_machine(
     trial, folder, monkeypatch
 ) -> None:
-    monkeypatch.setattr(hygiene, "wait_until_idle", dict)
     lines: list[str] = []
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(print_advice, AdviceRequest("planted:make_loader", folder), lines.append)
@@ -237,6 +239,15 @@ def test_a_failing_loader_is_shown_by_its_own_traceback(folder) -> None:
     assert "FileNotFoundError" in done.stderr
     assert 'planted.py", line' in done.stderr
     assert "speech/" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_busy_machine_gives_no_advice_and_the_message_names_the_program(folder) -> None:
+    with busy_processes() as pids:
+        done = launched(folder, "advise", "planted:make_loader")
+    assert done.returncode == PreflightError.exit_code
+    assert any(f"process {pid}" in done.stderr for pid in pids)
+    assert "Recommended" not in done.stdout
 
 
 @pytest.mark.slow

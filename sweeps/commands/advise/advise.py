@@ -13,7 +13,6 @@ import contextlib
 import os
 import re
 import tempfile
-import textwrap
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -22,10 +21,9 @@ from speech.calibration.worker_memory import WorkerMemory
 from sweeps import environment
 from sweeps.commands.advise.costs_text import format_costs, format_introduction
 from sweeps.commands.advise.failures import AdviceError, Attempt, raise_for
-from sweeps.commands.advise.figures import WIDTH
 from sweeps.commands.advise.forecast_text import format_forecasts
 from sweeps.commands.advise.loader_forecast import MeasuredLoader, free_shm_bytes
-from sweeps.host import host_lock, hygiene
+from sweeps.host import host_lock
 from sweeps.host.node import Log, Node
 from sweeps.sandbox.cgroup import memory_available
 from sweeps.sandbox.isolation import ForkServer, Record, Task
@@ -96,7 +94,8 @@ def measure_loader(request: AdviceRequest, log: Log) -> tuple[MeasuredLoader, Ca
 
     Raises AdviceError if the loader is at fault, and PreflightError if this machine is.
     """
-    _log_conditions(log)
+    for line in Node.local().limits():
+        log(line)
     calibration = None
     with (
         tempfile.TemporaryDirectory(prefix="advise-") as scratch,
@@ -121,19 +120,6 @@ def measure_loader(request: AdviceRequest, log: Log) -> tuple[MeasuredLoader, Ca
     if attempt.loader is None or calibration is None:
         raise AdviceError(f"{request.target}: its process ended without a result.")
     return attempt.loader, calibration
-
-
-def _log_conditions(log: Log) -> None:
-    """Waits until this machine is idle, and logs what may slow the measurement down."""
-    for line in Node.local().limits():
-        log(line)
-    unsettled = hygiene.wait_until_idle().get("unsettled")
-    if unsettled:
-        busy = (
-            f"This machine was busy before the measurement: {unsettled}. The figures below may be"
-            " too slow."
-        )
-        log(textwrap.fill(busy, WIDTH))
 
 
 def _start_fork_server(request: AdviceRequest) -> ForkServer:

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from speech.byte_sizes import format_size
@@ -15,6 +15,7 @@ from sweeps.commands.advise.loader_forecast import (
 )
 from sweeps.environment import ROOT
 from sweeps.host.node import PreflightError
+from sweeps.host.other_programs import ProgramWatch
 from sweeps.sandbox.isolation import Record
 from sweeps.sandbox.shm_files import EXHAUSTED
 from sweeps.sandbox.stacks import LOADER_MACHINERY
@@ -37,6 +38,7 @@ class Attempt:
     patience_s: float  # the measurement is stopped after this time
     loader: MeasuredLoader | None = None  # None until it is loaded
     at: str = "starting"  # what the measuring process does
+    programs: ProgramWatch = field(default_factory=ProgramWatch)  # other users of the cores
     stack: str = ""  # lines at which that process was last seen; empty if they are unknown
 
 
@@ -69,6 +71,13 @@ def _reported_error(record: Record, attempt: Attempt, subject: str) -> UserError
         return AdviceError(f"{subject}: {message}")
     if attempt.loader and (kind == "NoRoom" or EXHAUSTED.search(message)):
         return PreflightError(shm_shortage_message(attempt.loader, free_shm_bytes()))
+    if kind == "MachineBusy":
+        seen = attempt.programs.describe()
+        return PreflightError(
+            f"{subject}: the machine was busy: {message}{seen and f', most of all {seen}'}."
+            " A disturbed measurement would give wrong advice. Run the same command when less"
+            " else runs."
+        )
     if kind in ("Ended", "Killed"):
         hint = f" {record['hint'][0].upper()}{record['hint'][1:]}" if "hint" in record else ""
         return AdviceError(f"{subject}: {message}, while {attempt.at}.{hint}{output}")
