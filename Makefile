@@ -11,7 +11,8 @@ sweep: $(VENV)/requirements.done
 	$(RUN) launch.py sweep.yaml
 
 test: $(VENV)/requirements-dev.done
-	$(RUN) -m pytest
+	$(RUN) -m pytest -m "not slow and not quiet" -n 2 --dist loadfile
+	$(RUN) -m pytest -m "quiet and not slow"
 
 test-slow: $(VENV)/requirements-dev.done
 	$(RUN) -m pytest -m "slow and not beside"

@@ -22,6 +22,8 @@ from speech.calibration.batch_workers import (
     run_in_worker,
 )
 
+pytestmark = pytest.mark.quiet
+
 SLEEP_S = 0.02
 
 

@@ -14,6 +14,8 @@ from speech.calibration.calibrate import calibrate_loader
 from speech.calibration.costs import LoaderCosts
 from speech.calibration.step_timings import calibrate_step
 
+pytestmark = pytest.mark.quiet
+
 CORES = len(os.sched_getaffinity(0))
 COMPUTED_S, READ_S = 0.005, 0.004  # a sample
 SAMPLES = 4  # a batch

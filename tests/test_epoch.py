@@ -16,6 +16,8 @@ from speech.epoch import _mean_loss, run_epoch
 from speech.fetches import Collate, FetchLog, worker_values
 from speech.timing import Gauge
 
+pytestmark = pytest.mark.quiet
+
 START_S, FILL_S, WAIT_S, STEP_S, OTHER_S, STEPS = 0.15, 0.3, 0.05, 0.1, 0.02, 4
 BURN_S = 0.3  # CPU seconds of a worker before its first batch
 SLACK_S = 0.03  # sleeping and being woken up, on a machine that does other things too

@@ -20,6 +20,8 @@ from sweeps.host.node import Node
 from sweeps.sandbox.isolation import ForkServer
 from tests.trees import can_isolate, wait_until
 
+pytestmark = pytest.mark.quiet
+
 ROOT = Path(__file__).parent.parent
 NODE = Node((), tuple(sorted(os.sched_getaffinity(0))))
 

@@ -15,6 +15,8 @@ import torch
 from sweeps.host.hygiene import BUSY_LIMIT, PRESSURE_LIMIT, SAMPLE_S, is_visible, wait_until_idle
 from sweeps.sandbox.pid1 import INIT_NAME, TRIAL_NAME
 
+pytestmark = pytest.mark.quiet
+
 # 15: PR_SET_NAME
 RENAMED = (
     "import ctypes, time; ctypes.CDLL(None).prctl(15, {name!r}.encode()); print(flush=True);"

@@ -22,7 +22,10 @@ NOBODY = 65534
 PR_SET_DUMPABLE = 4
 
 
-pytestmark = pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
+pytestmark = [
+    pytest.mark.quiet,
+    pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces"),
+]
 
 
 @pytest.fixture(scope="module")

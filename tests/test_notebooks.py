@@ -103,6 +103,8 @@ def test_times_side_by_side_are_of_one_form_on_one_machine_each(tracking, plant)
     )
 
 
+@pytest.mark.slow
+@pytest.mark.beside
 @by_name
 def test_a_notebook_runs_on_a_sweep_made_here(path, launched, monkeypatch) -> None:
     uri = f"sqlite:///{launched[0]}/mlflow.db"

@@ -10,6 +10,8 @@ from speech.calibration import rounds
 from speech.calibration.rounds import MachineBusy, attempt_measurement, measure_rounds
 from tests.busy import CORES, busy_processes
 
+pytestmark = pytest.mark.quiet
+
 TOOK_S = 0.15
 
 

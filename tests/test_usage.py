@@ -23,6 +23,8 @@ from speech.usage import (
     usage_metrics,
 )
 
+pytestmark = pytest.mark.quiet
+
 BEFORE = Usage(
     100.0,
     main_cpu_s=5.0,
