@@ -16,9 +16,9 @@ test: $(VENV)/requirements-dev.done
 
 test-slow: $(VENV)/requirements-dev.done
 	$(RUN) -m pytest -m "slow and not beside"
-	$(RUN) -m pytest -m beside tests/test_hosts.py tests/test_interrupt.py & kills=$$!; \
-	$(RUN) -m pytest -m beside --ignore=tests/test_hosts.py --ignore=tests/test_interrupt.py; others=$$?; \
-	wait $$kills && exit $$others
+	$(RUN) -m pytest -m beside tests/test_hosts.py tests/test_interrupt.py & first=$$!; \
+	$(RUN) -m pytest -m beside -n 2 --dist loadfile --ignore=tests/test_hosts.py --ignore=tests/test_interrupt.py; others=$$?; \
+	wait $$first && exit $$others
 
 check: $(VENV)/requirements-dev.done
 	$(RUN) -m ruff check .

@@ -252,6 +252,7 @@ def taken_up(trial: Trial) -> Progress:
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 def test_a_trial_that_starts_over_says_so_and_ends_as_any_other(
     template, config, through, interrupted, tmp_path
 ) -> None:

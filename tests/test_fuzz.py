@@ -323,6 +323,7 @@ KEYS_OF_A_TRIAL = [
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 @pytest.mark.parametrize("value", SCALARS, ids=range(len(SCALARS)))
 def test_every_hostile_value_of_every_kind_of_key_ends_well(folder: Path, value: str) -> None:
     for key in [
@@ -343,6 +344,7 @@ def test_a_mutated_file_ends_as_a_plan_or_as_a_list_of_faults(
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 @given(FILES)
 @settings(max_examples=2000, **QUIET)
 def test_two_thousand_mutated_files_end_as_plans_or_as_lists_of_faults(

@@ -105,6 +105,7 @@ def test_a_budget_passes_once_and_not_after_it_is_cancelled() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 @pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
 @pytest.mark.parametrize("way", ["ctrl-c", "sigterm"])
 def test_one_ctrl_c_in_a_terminal_stops_at_once_and_no_child_sees_it(
@@ -184,6 +185,7 @@ parameters:
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 @pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
 def test_a_cap_and_a_budget_report_the_remaining_trials(tones, tmp_path, short_folder) -> None:
     (tmp_path / "sweep.yaml").write_text(SLOW_AND_FAST.format(tones=tones, steps="0.01, 60.0"))
@@ -203,6 +205,7 @@ def test_a_cap_and_a_budget_report_the_remaining_trials(tones, tmp_path, short_f
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 @pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
 def test_an_interrupted_rerun_is_continued_by_the_same_command(
     tones, tmp_path, short_folder
@@ -222,6 +225,7 @@ def test_an_interrupted_rerun_is_continued_by_the_same_command(
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 @pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
 def test_no_trial_starts_after_a_failure_with_on_failure_stop(
     tones, tmp_path, short_folder

@@ -128,14 +128,16 @@ def open_sweep(
             f"{problem}: other launches on this machine can't detect this one, and may disturb"
             " its times"
         )
-    tracking = open_tracker(config, log)
-    # One tracker may have two names, and sweeps of two trackers the same name
-    folder_lock = folder.with_name(f"{folder.name}.lock")
-    with (
-        lock_launch(lock_file(tracking.uri, config)),
-        lock_launch(folder_lock),
-        _open_hosts(config, folder / CRASH_NOTE, log) as hosts,
-    ):
+    with contextlib.ExitStack() as stack:
+        # It imports torch while this process imports MLflow
+        fork_server = (
+            stack.enter_context(closing(ForkServer())) if config.ray.address == "local" else None
+        )
+        tracking = open_tracker(config, log)
+        # One tracker may have two names, and sweeps of two trackers the same name
+        stack.enter_context(lock_launch(lock_file(tracking.uri, config)))
+        stack.enter_context(lock_launch(folder.with_name(f"{folder.name}.lock")))
+        hosts = stack.enter_context(_open_hosts(config, fork_server, folder / CRASH_NOTE, log))
         if unsent := _send_waiting(hosts, folder):
             raise PreflightError(outbox_recovery.format_message(unsent))
         hosts.survey(config, folder / "preflight.log")
@@ -161,15 +163,17 @@ def open_sweep(
 
 
 @contextmanager
-def _open_hosts(config: SweepConfig, crash_note: Path, log: Log) -> Iterator[Hosts]:
+def _open_hosts(
+    config: SweepConfig, fork_server: ForkServer | None, crash_note: Path, log: Log
+) -> Iterator[Hosts]:
     """Yields this machine, or the cluster that this machine is part of; trials run there.
 
-    `crash_note` is the note file of `janitor.scratch_dir`.
+    `fork_server` is that of this machine, and None for a cluster. `crash_note` is the note file of
+    `janitor.scratch_dir`.
     """
     janitor.clean_after_crash(crash_note)
-    if config.ray.address == "local":
-        with closing(ForkServer()) as fork_server:
-            yield LocalHost(fork_server, crash_note, log)
+    if fork_server:
+        yield LocalHost(fork_server, crash_note, log)
     else:
         from sweeps.execution.cluster import join_cluster
 
