@@ -243,7 +243,7 @@ def test_a_failing_loader_is_shown_by_its_own_traceback(folder) -> None:
 
 @pytest.mark.slow
 def test_a_busy_machine_gives_no_advice_and_the_message_names_the_program(folder) -> None:
-    with busy_processes() as pids:
+    with busy_processes(seconds=300.0) as pids:
         done = launched(folder, "advise", "planted:make_loader")
     assert done.returncode == PreflightError.exit_code
     assert any(f"process {pid}" in done.stderr for pid in pids)
