@@ -33,6 +33,7 @@ from sweeps.user_error import UserError
 
 if TYPE_CHECKING:
     from sweeps.execution.sweep import Sweep
+    from sweeps.tracking.mlflow_runs import Report
 
 
 def run() -> None:
@@ -168,6 +169,7 @@ def launch(config: SweepConfig, text: str, rerun: list[str], evaluate_test: bool
     from sweeps.commands import test_split
     from sweeps.execution import interrupt, retries, sweep
     from sweeps.execution.ray_session import RayEnded
+    from sweeps.tracking.mlflow_runs import digest
     from sweeps.tracking.tracker_errors import TrackerUnavailable, translate_tracker_errors
 
     source = config.name, config.tracking.uri, config.tracking.experiment
@@ -189,8 +191,8 @@ def launch(config: SweepConfig, text: str, rerun: list[str], evaluate_test: bool
                         render_runs(runs, *source[1:], markdown=True),
                     )
                     print("\n" + render_runs(runs, *source[1:]))
-                    if not opened.tracking.has_report(opened.parent, tables):
-                        page = _report(source)
+                    if not opened.tracking.has_report(opened.parent, digest(tables, text)):
+                        page = _report(source, digest(tables, text))
                 if evaluate_test:
                     _evaluate_test(opened)
             finally:
@@ -219,18 +221,19 @@ def _evaluate_test(opened: "Sweep") -> None:
         test_split.evaluate(opened, print)
 
 
-def _report(source: tuple[str, str, str]) -> str | None:
+def _report(source: tuple[str, str, str], digest: str) -> "Report | None":
     """Returns the report of a sweep, or None if it cannot be built.
 
     The launch prints that error and continues. `source` is the name of the sweep, the tracker's URI
-    and the experiment.
+    and the experiment; `digest` identifies what the report shows.
     """
     from analysis.report import build_report
+    from sweeps.tracking.mlflow_runs import Report
     from sweeps.tracking.tracker_errors import TrackerUnavailable, translate_tracker_errors
 
     try:
         with translate_tracker_errors(source[1]):
-            return build_report(*source)
+            return Report(build_report(*source), digest)
     except TrackerUnavailable:
         raise
     except Exception as problem:

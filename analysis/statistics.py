@@ -76,7 +76,7 @@ def wilson(share: float, n: int) -> Interval:
     observed, z = round(share * n) / n, NormalDist().inv_cdf(0.975)
     centre, scale = observed + z * z / (2 * n), 1 + z * z / n
     half = z * math.sqrt(observed * (1 - observed) / n + (z / (2 * n)) ** 2)
-    return Interval(share, (centre - half) / scale, (centre + half) / scale)
+    return Interval(share, max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0))
 
 
 def _differences(values: pd.Series, baseline: pd.Series) -> list[float]:

@@ -95,7 +95,7 @@ def choose_fetch(loader: DataLoader) -> Callable[[Iterator[Any]], Any]:
     """Returns the function that fetches the next batch from an iterator of `loader`.
 
     With workers it is `next`. Without workers the calling process prepares the batch, on one
-    thread, as a worker does. More threads are no faster on quiet cores (docs/benchmarks.md), and
+    thread, as a worker does. On two cores more threads are no faster (docs/benchmarks.md), and
     beside one busy process they wait for each other so long that a batch takes 3 to 4 times as
     long.
     """

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from speech.calibration.costs import Calibration, LoaderCosts, StepCosts
-from speech.calibration.rounds import MachineBusy
+from speech.calibration.undisturbed_rounds import MachineBusy
 
 MIB = 1 << 20
 

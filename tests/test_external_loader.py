@@ -179,10 +179,10 @@ def advised(
     return [json.loads(line) for line in told.read_text().splitlines()]
 
 
-def advised_apart(calls: list[tuple]) -> list[list[dict]]:
+def advised_apart(calls: list[tuple], patch: str = "") -> list[list[dict]]:
     """Returns the result of `advised` for each of these arguments. It runs in a process that has
     imported torch and run nothing, as a template has: a fork of this process would lack the threads
-    of OpenMP, which an earlier test may have started.
+    of OpenMP, which an earlier test may have started. `patch` is code that runs before.
     """
     code = f"""
 import json, sys
@@ -191,6 +191,7 @@ from pathlib import Path
 from tests.test_external_loader import SHORT, advised
 for module, name, value in SHORT:
     setattr(module, name, value)
+{patch}
 print(json.dumps([advised(Path(call[0]), *call[1:]) for call in {[(str(folder), *rest) for folder, *rest in calls]!r}]))
 """
     done = subprocess.run(
@@ -389,3 +390,19 @@ def test_a_project_with_a_package_speech_is_measured_with_workers_that_import(
     *_, advice = advised_apart([(tmp_path, f"named:make_{method}")])[0]
     assert advice["kind"] == "advice", advice
     assert len(advice["calibration"]["loader"]["deliver_s"]) > 1
+
+
+def test_a_busy_machine_is_no_fault_of_a_data_set_that_the_process_reads_itself(tmp_path) -> None:
+    (tmp_path / "script.py").write_text(
+        "import torch\nfrom torch.utils.data import DataLoader, TensorDataset\n"
+        "def make_loader(): return DataLoader(TensorDataset(torch.arange(16.0)), 2)\n"
+    )
+    patch = """
+from speech.calibration.undisturbed_rounds import MachineBusy
+def disturbed(*arguments): raise MachineBusy("planted")
+external_loader = sys.modules["speech.calibration.external_loader"]
+external_loader.measure_inline = disturbed
+"""
+    (records,) = advised_apart([(tmp_path, "script:make_loader")], patch)
+    assert (records[-1]["kind"], records[-1]["type"]) == ("error", "MachineBusy")
+    assert "advice" not in {record["kind"] for record in records}

@@ -6,7 +6,7 @@ Competing processes without queue or prefetch window show how preparation slows 
 shared. A loader of one worker among such processes shows the cost of the handover of a batch. The
 speed of a virtual core may vary by half for some seconds, as its host's neighbours come and go. All
 figures are therefore measured in turn, in several rounds, and are medians of the rounds. Values
-that other programs disturbed are dropped (speech/calibration/rounds.py).
+that other programs disturbed are dropped (speech/calibration/undisturbed_rounds.py).
 
     costs = calibrate_loader(make, cores=2, batch_bytes=4096)
     make(num_workers, prefetch_factor, persistent_workers) -> DataLoader
@@ -27,6 +27,7 @@ from speech.calibration.costs import Calibration, LoaderCosts, StepCosts, simula
 from speech.calibration.loader_timings import (
     DELIVERY,
     HANDOVER,
+    MAX_ROUNDS_S,
     PACE,
     PAUSE_S,
     WORKER,
@@ -37,8 +38,8 @@ from speech.calibration.loader_timings import (
     measure_inline,
     medians,
 )
-from speech.calibration.rounds import Values, measure_rounds
 from speech.calibration.step_timings import calibrate_step
+from speech.calibration.undisturbed_rounds import Values, measure_rounds
 from speech.config import Trial
 from speech.cpu import allowed_cpus, cpu_quota, usable_cores
 from speech.dataset import ClipDataset
@@ -47,8 +48,6 @@ from speech.loading import choose_fetch, make_loader
 from speech.shapes import batch_bytes
 
 ROUNDS = 3
-# After this time fewer rounds suffice, as batches may take seconds
-MAX_ROUNDS_S = 25.0
 MAX_PROCESSES = 32  # competing processes at once, unless there are more cores
 SATURATED = 0.95  # share of a quota below one core; a process that used more was throttled
 

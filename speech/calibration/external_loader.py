@@ -33,6 +33,7 @@ from speech.calibration.loader_source import (
 from speech.calibration.loader_timings import PAUSE_S, PREFETCHED, measure_inline
 from speech.calibration.stages import StageFailed, run_stage
 from speech.calibration.step_timings import measure_step
+from speech.calibration.undisturbed_rounds import MachineBusy
 from speech.calibration.worker_memory import (
     list_batches,
     measure_memory,
@@ -183,6 +184,8 @@ def measure_alone(
     inline_s, inline_error = None, None
     try:
         inline_s = measure_inline(plain)
+    except MachineBusy:
+        raise
     except Exception as error:  # the dataset works in a worker
         inline_error = (
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

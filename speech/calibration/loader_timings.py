@@ -1,11 +1,9 @@
 """Times a loader on this host, with no loader of more than one worker.
 
-A round measures every figure once; speech/calibration/rounds.py runs the rounds. Competing
-processes show how preparation slows down when cores
-are shared. The only worker of a loader shows its start and its pace. With competing processes
-beside it, the loop shows the handover of a batch. The training process's own preparation is timed
-separately.
-"""
+A round measures every figure at most once; speech/calibration/undisturbed_rounds.py runs the
+rounds. Competing processes show how preparation slows down when cores are shared. The only worker
+of a loader shows its start and its pace. With competing processes beside it, the loop shows the
+handover of a batch. The training process's own preparation is timed separately."""
 
 import functools
 import itertools
@@ -21,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from speech.calibration import batch_workers
 from speech.calibration.batch_workers import MIN_BATCHES, BatchWorkers, Pace, measure_pace
-from speech.calibration.rounds import Measure, Values, measure_rounds
+from speech.calibration.undisturbed_rounds import Measure, Values, measure_rounds
 
 Figures = TypeVar("Figures", bound=tuple[float, ...])  # a NamedTuple of figures
 # num_workers, prefetch_factor, persistent_workers -> loader
@@ -32,6 +30,7 @@ WORKER, PACE, HANDOVER, DELIVERY = "worker", "pace", "handover", "delivery"
 PREFETCHED = 4  # batches that are ready when receiving them is timed
 PAUSE_S = 0.005  # replaces a training step
 PASSES = 5
+MAX_ROUNDS_S = 25.0  # after this time fewer rounds suffice, as batches may take seconds
 MIN_INLINE = 2  # batches of a pass without workers
 LATER_EPOCHS = 1  # first batches of later epochs in a round
 FLUSH_BYTES = 1 << 26  # more than the CPU caches hold
@@ -118,7 +117,7 @@ def measure_inline(
         return _time_inline_pass(plain, refresh, fetch)
 
     _time_inline_pass(plain, refresh, fetch)  # not counted: memory is allocated faster later
-    return statistics.median(measure_rounds({"inline": run_pass}, PASSES, math.inf)["inline"])
+    return statistics.median(measure_rounds({"inline": run_pass}, PASSES, MAX_ROUNDS_S)["inline"])
 
 
 def _time_inline_pass(

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from speech.calibration import batch_workers
 from speech.calibration.batch_workers import BatchWorkers, Pace
 from speech.calibration.costs import LoaderCosts, StepCosts
-from speech.calibration.loader_timings import medians
-from speech.calibration.rounds import Measure, Values, measure_rounds
+from speech.calibration.loader_timings import MAX_ROUNDS_S, medians
+from speech.calibration.undisturbed_rounds import Measure, Values, measure_rounds
 
 MIN_STEPS = 2
 STEP_ROUNDS = 3
@@ -93,7 +93,7 @@ def calibrate_step(
 
     figures: dict[Hashable, Measure] = {"alone": alone}
     figures |= {count: functools.partial(shared, count) for count in counts}
-    values = measure_rounds(figures, STEP_ROUNDS)
+    values = measure_rounds(figures, STEP_ROUNDS, MAX_ROUNDS_S)
     # Threads that wait for each other occasionally take ten times as long
     step_s = statistics.median(itertools.chain(*values["alone"]))
     cpu_s = step_s / max(1.0, threads / beside.cores)

@@ -33,7 +33,7 @@ from sweeps.host.node import Log, Node, PreflightError
 from sweeps.sandbox import janitor
 from sweeps.sandbox.isolation import ForkServer
 from sweeps.tracking import outbox_recovery, rerun
-from sweeps.tracking.mlflow_runs import RunLogger
+from sweeps.tracking.mlflow_runs import Report, RunLogger
 from sweeps.tracking.provenance import available_devices, current_environment, software
 from sweeps.tracking.rerun import Rerun, select_trials
 from sweeps.tracking.sweep_state import Environment, SweepRecords, SweepState, determine_state
@@ -129,14 +129,14 @@ def open_sweep(
             " its times"
         )
     with contextlib.ExitStack() as stack:
+        # One tracker may have two names, and sweeps of two trackers the same name: two locks
+        stack.enter_context(lock_launch(folder.with_name(f"{folder.name}.lock")))
         # It imports torch while this process imports MLflow
         fork_server = (
             stack.enter_context(closing(ForkServer())) if config.ray.address == "local" else None
         )
         tracking = open_tracker(config, log)
-        # One tracker may have two names, and sweeps of two trackers the same name
         stack.enter_context(lock_launch(lock_file(tracking.uri, config)))
-        stack.enter_context(lock_launch(folder.with_name(f"{folder.name}.lock")))
         hosts = stack.enter_context(_open_hosts(config, fork_server, folder / CRASH_NOTE, log))
         if unsent := _send_waiting(hosts, folder):
             raise PreflightError(outbox_recovery.format_message(unsent))
@@ -275,7 +275,9 @@ def _send_waiting(
     ]
 
 
-def finish(sweep: Sweep, status: str, tables: str | None = None, report: str | None = None) -> None:
+def finish(
+    sweep: Sweep, status: str, tables: str | None = None, report: Report | None = None
+) -> None:
     """Closes the sweep's run; see `RunLogger.finish_sweep`.
 
     While the tracker cannot be reached the run stays open; the next launch continues it.

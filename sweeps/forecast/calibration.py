@@ -11,7 +11,7 @@ A calibration runs in a process tree like that of a trial. Its loader can fail i
 result only for a trial: /dev/shm too small, out of memory, or no end. The sweep then continues, and
 the trials are uncalibrated: they run, and only their /dev/shm requirement is forecast. The same
 happens where other programs kept the cores busy. Their influence is measured with every figure, and
-a disturbed figure is neither used nor cached (speech/calibration/rounds.py).
+a disturbed figure is neither used nor cached (speech/calibration/undisturbed_rounds.py).
 """
 
 import functools
@@ -29,6 +29,7 @@ from speech.atomic_files import replace_file
 from speech.byte_sizes import format_size
 from speech.cache_folder import cache_dir
 from speech.calibration.costs import Calibration
+from speech.calibration.undisturbed_rounds import MachineBusy
 from speech.config import RuntimeSettings, Trial, TrialConfig
 from speech.cpu import cpu_model
 from speech.shapes import batch_bytes, dataset_bytes
@@ -47,7 +48,6 @@ PACKAGES = ("torch", "torchvision", "torchaudio", "numpy", "pillow", "soundfile"
 MAX_BATCHES_IN_SHM = 6  # most batches that a calibration's loaders have in /dev/shm at once
 PRIVATE_SHM_BATCHES = 16  # number of batches that fit into a private /dev/shm
 TIMEOUT_S = 300.0  # a minute is usual; reads of a slow drive take longer
-BUSY = "MachineBusy"  # type of the error that speech/calibration/rounds.py raises
 # Outcomes that do not stop a sweep
 LOADER_OUTCOMES = (Outcome.SHM_EXHAUSTED, Outcome.OOM, Outcome.TIMEOUT)
 
@@ -143,15 +143,24 @@ def load_or_measure(
 ) -> dict[str, Calibration]:
     """Returns calibrations by name, from the cache if possible; measures and caches the others.
 
-    A calibration that fails with one of LOADER_OUTCOMES is absent from the result. `private` means
+    A calibration that fails with one of LOADER_OUTCOMES is absent from the result, and so are those
+    that other programs disturbed. `private` means
     that it is measured in a /dev/shm of its own, at least as large as the machine's. Raises
     PreflightError if the machine cannot run the calibration or the trials.
     """
-    calibrations: dict[str, Calibration] = {}
-    for request in {request.name: request for request in requests}.values():
-        calibration = _load(request.name) or _measure(fork_server, request, private, log_file, log)
-        if calibration:
-            calibrations[request.name] = calibration
+    by_name = {request.name: request for request in requests}
+    calibrations = load_cached(by_name)
+    missing = [request for name, request in by_name.items() if name not in calibrations]
+    try:
+        for request in missing:
+            if calibration := _measure(fork_server, request, private, log_file, log):
+                calibrations[request.name] = calibration
+    except MachineBusy as busy:  # the next request would wait for the same programs
+        names = ", ".join(str(one) for one in missing if one.name not in calibrations)
+        log(
+            f"uncalibrated: the machine was busy: {busy}. Trials run without a forecast ({names});"
+            " the next launch calibrates again"
+        )
     return calibrations
 
 
@@ -182,7 +191,10 @@ def _file(name: str) -> Path:
 def _measure(
     fork_server: ForkServer, request: CalibrationRequest, private: bool, log_file: Path, log: Log
 ) -> Calibration | None:
-    """Measures and caches a calibration; logs how long it took, or why it failed; None then."""
+    """Measures and caches a calibration; logs how long it took, or why it failed; None then.
+
+    Raises MachineBusy, which names the programs.
+    """
     batch, usage = batch_bytes(request.config, request.config.loader.batch_size), shm_usage()
     required, free = (
         dataset_bytes(request.config) + MAX_BATCHES_IN_SHM * batch,
@@ -215,14 +227,10 @@ def _measure(
     if result and not error and ending["status"] == 0:
         log_file.unlink(missing_ok=True)
         return _accept(request, result["calibration"], log)
-    if error and error["type"] == BUSY:
+    if error and error["type"] == MachineBusy.__name__:
+        log_file.unlink(missing_ok=True)
         seen = programs.describe()
-        log(
-            f"{request} is uncalibrated: the machine was busy: {error['message']}"
-            f"{seen and f', most of all {seen}'}. Its trials run without a forecast; the next"
-            " launch calibrates again"
-        )
-        return None
+        raise MachineBusy(f"{error['message']}{seen and f', most of all {seen}'}")
     _log_failure(request, error, ending, log_file, log)
     return None
 

@@ -41,12 +41,11 @@ class ProgramWatch:
 
 
 def _read_cpu_times() -> dict[psutil.Process, float]:
-    """Returns the CPU seconds of every process that may be read."""
+    """Returns the CPU seconds of every process that may be read, with its ended children."""
     times: dict[psutil.Process, float] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            used = process.cpu_times()
-            times[process] = used.user + used.system
+            times[process] = sum(process.cpu_times()[:4])
     return times
 
 

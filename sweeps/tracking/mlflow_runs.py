@@ -13,6 +13,7 @@ identified by its attempt. A figure is identified by the time `at` of its measur
 milliseconds since 1970.
 """
 
+import hashlib
 import json
 import textwrap
 from collections import Counter
@@ -40,8 +41,6 @@ from sweeps.trial_states import Outcome, TrialState
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-TABLES, REPORT = "tables.md", "report.html"  # artifacts of a sweep's run
-
 # An overflow of /dev/shm is a result, a cell of the table, and so is a diverged training
 MLFLOW_STATUS: dict[str, str] = {
     Outcome.COMPLETED: "FINISHED",
@@ -53,6 +52,21 @@ MLFLOW_STATUS: dict[str, str] = {
     Outcome.CRASHED: "FAILED",
     Outcome.INTERRUPTED: "KILLED",
 }
+
+
+REPORT_TAG = "report_digest"  # of what the report of a sweep's run shows
+
+
+class Report(NamedTuple):
+    """Holds the report of a sweep."""
+
+    html: str
+    digest: str  # of what it shows
+
+
+def digest(tables: str, sweep_file: str) -> str:
+    """Returns a hash of what the report of a sweep shows: its tables and its file."""
+    return hashlib.sha256(json.dumps([tables, sweep_file]).encode()).hexdigest()[:16]
 
 
 class TrialDescription(NamedTuple):
@@ -149,16 +163,17 @@ class RunLogger:
         )
 
     def finish_sweep(
-        self, parent: str, status: str, tables: str | None = None, report: str | None = None
+        self, parent: str, status: str, tables: str | None = None, report: Report | None = None
     ) -> None:
         """Closes the parent run with `status`, which is FINISHED, FAILED or KILLED.
 
-        `tables` is the Markdown of tables.md, and `report` the HTML of report.html.
+        `tables` is the Markdown of tables.md.
         """
-        # The tables come last, so that equal tables show that the report is of the same trials
-        for text, artifact_path in ((report, REPORT), (tables, TABLES)):
-            if text is not None:
-                artifacts.write_text(self.client, parent, artifact_path, text)
+        if tables is not None:
+            artifacts.write_text(self.client, parent, "tables.md", tables)
+        if report is not None:
+            artifacts.write_text(self.client, parent, "report.html", report.html)
+            self.client.set_tag(parent, REPORT_TAG, report.digest)
         run = self.client.get_run(parent)
         trials = self.trials(parent)
         known_outcomes = {
@@ -178,12 +193,9 @@ class RunLogger:
         )
         self.client.set_terminated(parent, status)
 
-    def has_report(self, parent: str, tables: str) -> bool:
-        """Returns whether a sweep's run holds a report of the trials that `tables` shows."""
-        names = set(artifacts.list_names(self.client, parent))
-        return {TABLES, REPORT} <= names and tables == artifacts.read_text(
-            self.client, parent, TABLES
-        )
+    def has_report(self, parent: str, digest: str) -> bool:
+        """Returns whether a sweep's run holds a report that shows what `digest` identifies."""
+        return self.client.get_run(parent).data.tags.get(REPORT_TAG) == digest
 
     def trials(self, parent: str) -> "list[Run]":
         """Returns the child runs of a sweep, all attempts, newest first."""

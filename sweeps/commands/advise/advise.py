@@ -23,7 +23,7 @@ from sweeps.commands.advise.costs_text import format_costs, format_introduction
 from sweeps.commands.advise.failures import AdviceError, Attempt, raise_for
 from sweeps.commands.advise.forecast_text import format_forecasts
 from sweeps.commands.advise.loader_forecast import MeasuredLoader, free_shm_bytes
-from sweeps.host import host_lock
+from sweeps.host import host_lock, hygiene
 from sweeps.host.node import Log, Node
 from sweeps.sandbox.cgroup import memory_available
 from sweeps.sandbox.isolation import ForkServer, Record, Task
@@ -96,6 +96,9 @@ def measure_loader(request: AdviceRequest, log: Log) -> tuple[MeasuredLoader, Ca
     """
     for line in Node.local().limits():
         log(line)
+    others = hygiene.wait_until_idle(0.0).get("gpu_processes") if request.step else None
+    if others:
+        log(f"{others} other processes use the GPU, which may slow the step down.")
     calibration = None
     with (
         tempfile.TemporaryDirectory(prefix="advise-") as scratch,

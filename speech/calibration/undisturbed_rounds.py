@@ -1,10 +1,10 @@
 """Measures figures in interleaved rounds, and keeps only values that nothing else disturbed.
 
 While a value is measured, the kernel counts for how long the cores were busy. The part that this
-process and its descendants did not use belongs to other programs. If it exceeds the limit that also
-decides whether a trial was disturbed (speech/usage.py), the value is dropped, and the figure is
-measured again in a later round. A figure that could not be measured is never estimated:
-MachineBusy is raised instead.
+process and its descendants did not use belongs to other programs, to the kernel or to a neighbour
+on the same host. If it exceeds the limit that also decides whether a trial was disturbed
+(speech/usage.py), the value is dropped, and the figure is measured again in a later round. A figure
+that could not be measured is never estimated: MachineBusy is raised instead.
 
 Figures are measured in turn because the speed of a virtual core may change by half for some
 seconds, as its host's neighbours come and go. The median over the rounds is then closer to the
@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 from speech import usage
 from speech.cpu import usable_cores
 
-# After this time of disturbed attempts at the same figures, the machine counts as busy
+# The machine counts as busy after this time of disturbed attempts without an undisturbed one
+# between them, and after three times this time in all
 LONGEST_DISTURBED_S = 60.0
-MIN_ROUNDS = 2  # with fewer, no spread is known
+MIN_ATTEMPTS = 3  # with fewer disturbed attempts the machine does not count as busy
 
 Values = dict[Hashable, list[Any]]  # undisturbed values by figure, one a round
 # Measures a figure once; receives the values of all figures so far
@@ -48,12 +49,11 @@ def measure_rounds(
 ) -> Values:
     """Measures every figure `rounds` times, in turn, and returns the undisturbed values.
 
-    `known` holds values from before. After `enough_s` undisturbed seconds, MIN_ROUNDS values of a
-    figure suffice. Raises MachineBusy if they are not complete after LONGEST_DISTURBED_S of
-    disturbed attempts.
+    `known` holds values from before. After `enough_s` undisturbed seconds one value of a figure
+    suffices. Raises MachineBusy.
     """
     values: Values = {figure: list((known or {}).get(figure, [])) for figure in figures}
-    quiet_s, disturbed = 0.0, list[Attempt]()
+    quiet_s, disturbed, in_a_row = 0.0, list[Attempt](), list[Attempt]()
     wanted = rounds
     while any(len(measured) < wanted for measured in values.values()):
         for figure, measure in figures.items():
@@ -62,14 +62,23 @@ def measure_rounds(
             attempt = attempt_measurement(functools.partial(measure, values))
             if is_disturbed(attempt):
                 disturbed.append(attempt)
+                in_a_row.append(attempt)
             else:
                 values[figure].append(attempt.value)
                 quiet_s += attempt.took_s
-            if sum(one.took_s for one in disturbed) > LONGEST_DISTURBED_S:
+                in_a_row.clear()
+            if _took_s(in_a_row) > LONGEST_DISTURBED_S and len(in_a_row) >= MIN_ATTEMPTS:
+                raise MachineBusy(_describe(in_a_row))
+            if _took_s(disturbed) > 3 * LONGEST_DISTURBED_S and len(disturbed) >= MIN_ATTEMPTS:
                 raise MachineBusy(_describe(disturbed))
         if quiet_s > enough_s:
-            wanted = min(rounds, MIN_ROUNDS)
+            wanted = 1
     return values
+
+
+def _took_s(attempts: list[Attempt]) -> float:
+    """Returns the seconds of all attempts."""
+    return sum(attempt.took_s for attempt in attempts)
 
 
 def attempt_measurement(measure: Callable[[], Any]) -> Attempt:
@@ -88,7 +97,7 @@ def is_disturbed(attempt: Attempt) -> bool:
 
 def _describe(disturbed: list[Attempt]) -> str:
     """Returns what kept the figures from being measured."""
-    seconds = sum(one.took_s for one in disturbed)
+    seconds = _took_s(disturbed)
     used = sum(one.external_fraction * one.took_s for one in disturbed) / seconds
     return (
         f"other programs used {100 * used:.0f} % of the cores while it was measured"
