@@ -13,7 +13,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray's minimum is 75 MiB; nothing but numbers travels through it
 POLL_S = 1.0
-SHUTDOWN_S = 25.0  # for an orderly end of a launch that has lost the head of its cluster
+SHUTDOWN_S = 25.0  # for the orderly end of a session that has lost what it needs
+
+_late_end: threading.Timer | None = None  # ends this process if a session's end takes too long
 OWN_LABELS = {"speech-sweeps": "own"}  # label of the nodes of a launch's own Ray
 
 
@@ -94,6 +96,8 @@ def start_own_ray(node: Node, request: dict[str, float], crash_note: Path) -> It
         finally:
             with redirect_output(scratch / "ray.log"):
                 ray.shutdown()
+            if _late_end:
+                _late_end.cancel()  # the launch may start Ray again and go on
 
 
 @functools.cache
@@ -162,10 +166,9 @@ def watch_processes(needed: Collection[int], find_problem: FindProblem) -> Itera
     It calls `find_problem` about once a second. Ray itself would continue to wait for a node that
     never comes back.
     """
+    names = {pid: _process_name(pid) for pid in needed}
     descriptors = {
-        descriptor: psutil.Process(pid).name()
-        for pid in needed
-        if (descriptor := _open_process(pid)) is not None
+        descriptor: names[pid] for pid in needed if (descriptor := _open_process(pid)) is not None
     }
     stop, stopped = os.pipe()
     problems: list[str] = []
@@ -175,7 +178,7 @@ def watch_processes(needed: Collection[int], find_problem: FindProblem) -> Itera
         problem = None
         while not ready and not problem:
             ready, _, _ = select.select([stop, *descriptors], [], [], POLL_S)
-            problem = None if ready else find_problem() or _find_ended(needed)
+            problem = None if ready else find_problem() or _find_ended(names)
         if stop not in ready:
             if problem:
                 _end_within(SHUTDOWN_S, problem)
@@ -211,15 +214,26 @@ def _open_process(pid: int) -> int | None:
         return None
 
 
-def _find_ended(needed: Collection[int]) -> str | None:
-    """Returns a message on the first of the `needed` processes that has ended; None if all run."""
-    for pid in needed:
+def _process_name(pid: int) -> str:
+    """Returns the name of one of Ray's processes, even if it has just ended."""
+    try:
+        return psutil.Process(pid).name()
+    except psutil.Error:
+        return f"process {pid}"
+
+
+def _find_ended(names: Mapping[int, str]) -> str | None:
+    """Returns a message on the first process that has ended; None if all run.
+
+    `names` holds the names of processes by their ids.
+    """
+    for pid, name in names.items():
         try:
             if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
                 continue
         except psutil.NoSuchProcess:
             pass
-        return f"Ray's process {pid} was killed during the sweep."
+        return f"Ray's {name} was killed during the sweep."
     return None
 
 
@@ -228,7 +242,9 @@ def _end_within(seconds: float, problem: str) -> None:
 
     Without the head of the cluster, calls of Ray may block the main thread, which then receives no
     signals. Ray would later end the process with a stack trace. The records of trials are on disk.
+    `start_own_ray` cancels it when its session has ended.
     """
+    global _late_end
 
     def end_process() -> None:
         # To stdout, since stderr may be Ray's log
@@ -240,6 +256,6 @@ def _end_within(seconds: float, problem: str) -> None:
         )
         os._exit(1)
 
-    timer = threading.Timer(seconds, end_process)
-    timer.daemon = True
-    timer.start()
+    _late_end = threading.Timer(seconds, end_process)
+    _late_end.daemon = True
+    _late_end.start()
