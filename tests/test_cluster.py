@@ -213,7 +213,6 @@ def two_nodes():
 
 
 @pytest.mark.slow
-@pytest.mark.beside
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_trials_run_on_both_nodes_and_one_at_a_time_where_they_are_to_be_alone(
     two_nodes, tones, tmp_path, exclusive
@@ -246,7 +245,6 @@ with join_cluster("auto", Path("remains"), print) as there:
 
 
 @pytest.mark.slow
-@pytest.mark.beside
 def test_work_on_all_machines_runs_on_this_one_and_on_those_that_are_alive(
     two_nodes, tmp_path
 ) -> None:
@@ -266,7 +264,6 @@ def test_work_on_all_machines_runs_on_this_one_and_on_those_that_are_alive(
 
 
 @pytest.mark.slow
-@pytest.mark.beside
 def test_a_lost_node_costs_one_attempt_of_its_trial_and_nothing_else(
     two_nodes, tones, tmp_path
 ) -> None:

@@ -23,6 +23,7 @@ from sweeps.tracking.mlflow_client import connect
 from sweeps.tracking.rerun import TAG
 from sweeps.trial_states import SETTLED
 from tests.test_janitor import alive, marked, short_folder  # noqa: F401
+from tests.sampling import sample
 from tests.trees import ROOT, can_isolate, descendants, wait_until
 
 SWEEP = """
@@ -256,8 +257,8 @@ def test_a_launch_killed_at_twenty_random_moments_loses_nothing_and_settles_noth
     began = time.monotonic()
     ran(reference, short_folder)
     seconds = time.monotonic() - began
-    draws, kills, sweeps = random.Random(20), 0, 0
-    while kills < 20:
+    draws, kills, sweeps, wanted = random.Random(20), 0, 0, len(sample(range(20)))
+    while kills < wanted:
         (folder := tmp_path / f"sweep-{sweeps}").mkdir()
         (folder / "sweep.yaml").write_text(text)
         sweeps += 1
@@ -265,7 +266,7 @@ def test_a_launch_killed_at_twenty_random_moments_loses_nothing_and_settles_noth
             running = launch(folder, short_folder)
             try:
                 out, _ = running.communicate(
-                    timeout=draws.uniform(0, seconds) if kills < 20 else 300
+                    timeout=draws.uniform(0, seconds) if kills < wanted else 300
                 )
             except subprocess.TimeoutExpired:
                 running.kill()

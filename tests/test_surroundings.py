@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from tests.sampling import sample
 from tests.surroundings import Stage
 from tests.trees import can_isolate
 
@@ -23,7 +24,7 @@ pytestmark = [
 def test_each_case_ends_in_its_right_result_or_in_one_clear_error() -> None:
     findings, codes = [], set()
     with Stage() as stage:
-        for number in range(CASES):
+        for number in (drawn := sample(range(CASES))):
             case, ending = stage.run(SEED, number)
             codes.add(ending.code)
             if verdict := stage.judge(case, ending):
@@ -32,4 +33,5 @@ def test_each_case_ends_in_its_right_result_or_in_one_clear_error() -> None:
                     f" {verdict}\n{ending.stdout[-500:]}{ending.stderr[-1000:]}"
                 )
     assert not findings, "\n".join(findings)
-    assert codes >= {0, 3}  # some must be refused, or nothing was drawn that could be
+    if len(drawn) == CASES:
+        assert codes >= {0, 3}  # some must be refused, or nothing was drawn that could be
