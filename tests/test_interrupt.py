@@ -22,8 +22,8 @@ from sweeps.tracking.database import resolve_uri
 from sweeps.tracking.mlflow_client import connect
 from sweeps.tracking.rerun import TAG
 from sweeps.trial_states import SETTLED
-from tests.test_janitor import alive, marked, short_folder  # noqa: F401
 from tests.sampling import sample
+from tests.test_janitor import alive, marked, short_folder  # noqa: F401
 from tests.trees import ROOT, can_isolate, descendants, wait_until
 
 SWEEP = """
