@@ -273,7 +273,7 @@ def test_a_picture_that_can_not_be_drawn_prevents_only_the_report(
     first_look, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr(panels, "DPI", 0)
-    assert _report(("first-look", first_look.uri, "speech")) is None
+    assert _report(("first-look", first_look.uri, "speech"), "digest") is None
     said = capsys.readouterr().err
     assert "report" in said
     assert said.count("\n") == 1
@@ -281,7 +281,7 @@ def test_a_picture_that_can_not_be_drawn_prevents_only_the_report(
 
 def test_an_unavailable_tracker_is_reported_as_such_while_the_report_is_built() -> None:
     with pytest.raises(TrackerUnavailable, match=r"http://127\.0\.0\.1:9 "):
-        _report(("first-look", "http://127.0.0.1:9", "speech"))
+        _report(("first-look", "http://127.0.0.1:9", "speech"), "digest")
 
 
 def test_no_process_and_no_file_of_a_trial_remains(launched) -> None:

@@ -14,7 +14,13 @@ from mlflow.entities import ViewType
 from speech.config import TrialConfig
 from sweeps.metrics import METRICS
 from sweeps.names import run_name
-from sweeps.tracking.mlflow_runs import MLFLOW_STATUS, RunLogger, TrialDescription
+from sweeps.tracking.mlflow_runs import (
+    MLFLOW_STATUS,
+    Report,
+    RunLogger,
+    TrialDescription,
+    digest,
+)
 from sweeps.tracking.run_queries import settled_outcomes
 from sweeps.trial_states import SETTLED
 
@@ -40,6 +46,18 @@ def open_sweep(tracking, name="first-look"):
     return tracking.start_sweep(
         name, "name: first-look\n", [{"trial_id": "k"}], f"python -m analysis {name}"
     )
+
+
+def test_a_report_is_kept_only_for_the_tables_and_the_file_that_it_shows(tracking):
+    parent, file = open_sweep(tracking), "name: first-look\n"
+    assert not tracking.has_report(parent, digest("tables 1", file))
+    tracking.finish_sweep(
+        parent, "FINISHED", "tables 1", Report("page 1", digest("tables 1", file))
+    )
+    assert tracking.has_report(parent, digest("tables 1", file))
+    assert not tracking.has_report(parent, digest("tables 1", "name: first-look  # edited\n"))
+    tracking.finish_sweep(parent, "KILLED", "tables 2")  # no report could be made
+    assert not tracking.has_report(parent, digest("tables 2", file))
 
 
 def test_a_sweep_is_one_parent_run_however_often_it_is_launched(tracking):
