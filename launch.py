@@ -191,8 +191,9 @@ def launch(config: SweepConfig, text: str, rerun: list[str], evaluate_test: bool
                         render_runs(runs, *source[1:], markdown=True),
                     )
                     print("\n" + render_runs(runs, *source[1:]))
-                    if not opened.tracking.has_report(opened.parent, digest(tables, text)):
-                        page = _report(source, digest(tables, text))
+                    shown = digest(tables, text)
+                    if not opened.tracking.has_report(opened.parent, shown):
+                        page = _report(source, shown)
                 if evaluate_test:
                     _evaluate_test(opened)
             finally:
