@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-formats bench-threads bench-repeatability bench-forecast bench-advise bench-tracking bench-dry-run bench-analysis bench-growth fuzz notebooks screenshots clean
+.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-formats bench-threads bench-repeatability bench-forecast bench-forecast-busy bench-advise bench-tracking bench-dry-run bench-analysis bench-growth fuzz notebooks screenshots clean
 
 sweep: $(VENV)/requirements.done
 	$(RUN) launch.py sweep.yaml
@@ -59,7 +59,10 @@ bench-repeatability: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.repeatability
 
 bench-forecast: $(VENV)/requirements.done
-	$(RUN) -m tests.benchmarks.forecast --method-forecast
+	$(RUN) -m tests.benchmarks.forecast
+
+bench-forecast-busy: $(VENV)/requirements.done
+	$(RUN) -m tests.benchmarks.forecast --busy 1
 
 bench-advise: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.advise

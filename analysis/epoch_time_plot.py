@@ -33,6 +33,7 @@ from analysis.tradeoff import SHM, WORKERS, epoch_times_of, groups, timed_trials
 from sweeps.names import format_parameter
 
 LINE_PT, AXES_PT = 9, 170  # height of a line of small print, and minimum height of a panel's axes
+FORECAST_ROOM = 1.25  # a forecast may raise the upper limit by this factor at most
 CROSS: dict[str, Any] = {"marker": "x", "markersize": 8, "markeredgewidth": 2, "linestyle": ""}
 
 
@@ -69,8 +70,11 @@ def _draw_epoch_seconds(axes: Axes, group: Comparable) -> None:
             markersize=5,
         )
         handles.append(Line2D([], [], color=colour, marker=marker, label=f"shm {size}"))
+    measured_limit = axes.get_ylim()[1]
     handles += [*_draw_forecast(axes, group, counts), *_draw_ring(axes, group, counts, sizes)]
-    axes.set_ylim(0, axes.get_ylim()[1])
+    # A forecast that is far off must not press what was measured together
+    room = FORECAST_ROOM * measured_limit if cells["n"].any() else float("inf")
+    axes.set_ylim(0, min(axes.get_ylim()[1], room))
     handles += _draw_crosses(axes, group, cells, counts, sizes)
     label_workers_axis(axes, counts)
     axes.set_ylabel("epoch, s")

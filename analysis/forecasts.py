@@ -3,8 +3,13 @@
 The one idea is to test a forecast with two questions. The first is its error. The second is its
 regret: how much slower than the fastest is the cell that the forecast would have chosen. Two rivals
 that cost nothing are tested too: the textbooks' closed form max(), and the rule that a loader has
-as many workers as there are cores. All forecasts were in the tracker before their trial began.
-`forecasts` and `choices` return the figures, `tables` the text.
+as many workers as there are cores.
+
+Two forecasts were in the tracker before their trial began: the planned one, and the one at the
+trial's start, after a probe of the machine's speed. A third figure is computed afterwards, at the
+speed that the trial met. It shows the error of the model without that of the machine's speed.
+Intervals are judged by their interval score, which is smaller for narrow intervals and for those
+that contain the measured time. `forecasts` and `choices` return the figures, `tables` the text.
 """
 
 import math
@@ -28,6 +33,10 @@ FORECASTS = {  # column of table 3 -> figure of the trial
     "forecast_s": "forecast_epoch_s",
     "low_s": "forecast_epoch_low_s",
     "high_s": "forecast_epoch_high_s",
+    "start_s": "forecast_at_start_s",
+    "start_low_s": "forecast_at_start_low_s",
+    "start_high_s": "forecast_at_start_high_s",
+    "speed_s": "forecast_at_speed_s",
     "closed_form_s": "forecast_closed_form_s",
     "forecast_first_batch_s": "forecast_first_batch_s",
     "first_batch_low_s": "forecast_first_batch_low_s",
@@ -43,7 +52,17 @@ RULES = {"forecast": "forecast_s", "closed form": "closed_form_s"}
 CORES_RULE = "workers = cores"
 # a cell with this verdict that ran through did so by luck
 UNRELIABLE_VERDICTS = ("depends", "overflows")
-EPOCH = ("forecast\ns", "measured\ns", "error\n%", "inside", "closed\nform s", "error\n%")
+MISSED = 0.1  # share of times that an interval may miss: its nominal coverage is 90 %
+EPOCH = ("measured\ns", "planned\ns", "error\n%", "at start\ns", "error\n%")
+MODEL = ("at met\nspeed s", "error\n%", "closed\nform s", "error\n%")
+OUTSIDE = "*"  # marks an interval that does not contain the measured time
+# name of an error in the note -> its column
+ERRORS = {
+    "planned": "error",
+    "at start": "start_error",
+    "at met speed": "speed_error",
+    "closed form": "closed_form_error",
+}
 WITHIN = tuple(
     header
     for name in ("first batch s", "wait %", "stalls", "shm MiB")
@@ -59,10 +78,13 @@ def forecasts(runs: SweepRuns) -> pd.DataFrame:
         num_workers               int
         shm_size                  str, '64M' or 'node'
         n                         int, trials with a time
-        forecast_s, low_s, high_s   float, epoch seconds and their interval
+        forecast_s, low_s, high_s   float, planned epoch seconds and their interval
+        start_s, start_low_s, start_high_s   float, the same at the trial's start
+        speed_s                   float, epoch seconds by the model at the speed that the trial met
         measured_s                float, median over n trials
-        error                     float, forecast over measured, minus 1
-        inside                    bool: measured lies within the interval
+        error, start_error, speed_error   float, forecast over measured, minus 1
+        inside, start_inside      bool: measured lies within the interval
+        score, start_score        float, see `interval_score`
         closed_form_s, closed_form_error   float
         forecast_first_batch_s, first_batch_low_s, first_batch_high_s, first_batch_s,
         forecast_wait_fraction, wait_fraction, forecast_stall_steps, stall_steps,
@@ -119,7 +141,7 @@ def _rows(group: Comparable) -> Iterator[dict[str, Any]]:
     """
     for (workers, size), cell_trials in group.trials.groupby([WORKERS, SHM], dropna=False):
         trials = timed_trials(cell_trials)
-        forecast_medians = trials[list(FORECASTS.values())].median()
+        forecast_medians = trials.reindex(columns=list(FORECASTS.values())).median()
         measured_s = trials["epoch_s"].median()
         if pd.isna(forecast_medians["forecast_epoch_s"]) or pd.isna(measured_s):
             continue
@@ -132,7 +154,12 @@ def _rows(group: Comparable) -> Iterator[dict[str, Any]]:
             **row,
             "measured_s": measured_s,
             "error": row["forecast_s"] / measured_s - 1,
+            "start_error": row["start_s"] / measured_s - 1,
+            "speed_error": row["speed_s"] / measured_s - 1,
             "inside": bool(row["low_s"] <= measured_s <= row["high_s"]),
+            "start_inside": bool(row["start_low_s"] <= measured_s <= row["start_high_s"]),
+            "score": interval_score(row["low_s"], row["high_s"], measured_s),
+            "start_score": interval_score(row["start_low_s"], row["start_high_s"], measured_s),
             **trials[list(MEASURED)].median(),
             "closed_form_error": row["closed_form_s"] / measured_s - 1,
             "counts": bool(
@@ -140,6 +167,16 @@ def _rows(group: Comparable) -> Iterator[dict[str, Any]]:
                 and not cell_trials["forecast_fit"].isin(UNRELIABLE_VERDICTS).any()
             ),
         }
+
+
+def interval_score(low_s: float, high_s: float, measured_s: float) -> float:
+    """Returns the interval score, relative to the measured time; smaller is better.
+
+    It is the interval's width, plus 2 / MISSED times the distance by which the measured time lies
+    outside (Gneiting and Raftery, JASA 2007, equation 43).
+    """
+    outside_s = max(low_s - measured_s, measured_s - high_s, 0.0)
+    return (high_s - low_s + 2 / MISSED * outside_s) / measured_s
 
 
 def _choices(group: Comparable, rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -173,6 +210,7 @@ def _table(group: Comparable, rows: pd.DataFrame, markdown: bool) -> str:
     digits = decimals(rows[["measured_s", "forecast_s"]].min(axis=None))
     axes = {
         "epoch": (EPOCH, lambda row: _epoch_texts(row, digits)),
+        "model": (MODEL, lambda row: _model_texts(row, digits)),
         "within": (WITHIN, lambda row: _figure_texts(row, max(2, digits))),
     }
 
@@ -190,9 +228,11 @@ def _table(group: Comparable, rows: pd.DataFrame, markdown: bool) -> str:
         return grid(headers, texts, ["right", "left", *["right"] * (len(headers) - 2)], markdown)
 
     notes = [
-        "Forecast before the trials ran, with its interval; measured and seen: median over trials."
-        " Error: forecast against measured. Stalls: steps that the accelerator waited for more than"
-        " 1 ms."
+        "Planned before the first trial ran; at start: after a probe of the machine's speed as each"
+        f" trial started; both with their interval, and {OUTSIDE} if it does not contain the"
+        " measured time. At met speed: the model at the speed that the trial met, computed"
+        " afterwards. Measured and seen: median over trials. Error: against measured. Stalls: steps"
+        " that the accelerator waited for more than 1 ms."
     ]
     notes += [_errors_note(rows), _choices_note(group, rows)]
     return "\n".join(
@@ -206,17 +246,29 @@ def _table(group: Comparable, rows: pd.DataFrame, markdown: bool) -> str:
 
 def _epoch_texts(row: Any, digits: int) -> list[str]:
     """Returns the texts of the columns EPOCH."""
-    forecast = f"{row.forecast_s:.{digits}f} ({row.low_s:.{digits}f}-{row.high_s:.{digits}f})"
-    closed = [
+    planned = f"{row.forecast_s:.{digits}f} ({row.low_s:.{digits}f}-{row.high_s:.{digits}f})"
+    start = "-"
+    if not pd.isna(row.start_s):
+        start = (
+            f"{row.start_s:.{digits}f} ({row.start_low_s:.{digits}f}-{row.start_high_s:.{digits}f})"
+            + ("" if row.start_inside else OUTSIDE)
+        )
+    return [
+        f"{row.measured_s:.{digits}f}",
+        planned + ("" if row.inside else OUTSIDE),
+        f"{100 * row.error:+.1f}",
+        start,
+        or_dash(100 * row.start_error, "+.1f"),
+    ]
+
+
+def _model_texts(row: Any, digits: int) -> list[str]:
+    """Returns the texts of the columns MODEL."""
+    return [
+        or_dash(row.speed_s, f".{digits}f"),
+        or_dash(100 * row.speed_error, "+.1f"),
         or_dash(row.closed_form_s, f".{digits}f"),
         or_dash(100 * row.closed_form_error, "+.1f"),
-    ]
-    return [
-        forecast,
-        f"{row.measured_s:.{digits}f}",
-        f"{100 * row.error:+.1f}",
-        "yes" if row.inside else "no",
-        *closed,
     ]
 
 
@@ -238,13 +290,24 @@ def _figure_texts(row: Any, digits: int) -> list[str]:
 def _errors_note(rows: pd.DataFrame) -> str:
     """Returns for example 'Absolute error over 8 cells: forecast, median 3.1 % ...'."""
     texts = []
-    for rule, column in (("forecast", "error"), ("closed form", "closed_form_error")):
+    for rule, column in ERRORS.items():
         error = 100 * rows[column].abs()
         if error.notna().any():
             texts.append(f"{rule}, median {error.median():.1f} % and worst {error.max():.1f} %")
     cells = count_text(len(rows), "cell")
-    inside = f"{rows['inside'].sum()} of {len(rows)} measured times within the forecast's interval"
-    return f"Absolute error over {cells}: {'; '.join(texts)}; {inside}."
+    intervals = [
+        f"{rule}, {rows[inside].sum()} of {len(rows)} inside, score {rows[score].mean():.2f}"
+        for rule, inside, score in (
+            ("planned", "inside", "score"),
+            ("at start", "start_inside", "start_score"),
+        )
+        if rows[score].notna().all()
+    ]
+    return (
+        f"Absolute error over {cells}: {'; '.join(texts)}. Intervals, meant to contain"
+        f" {percent(1 - MISSED)}: {'; '.join(intervals)}. Score: mean width over the measured time,"
+        f" plus {2 / MISSED:.0f} times what lies outside."
+    )
 
 
 def _choices_note(group: Comparable, rows: pd.DataFrame) -> str:

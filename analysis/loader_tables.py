@@ -36,7 +36,7 @@ def key_times(runs: SweepRuns) -> pd.DataFrame:
     Columns:
         sweep, block, varied, surroundings   str; the table that the row belongs to
         point      str, 'format=png start_method=fork'
-        trials, n, not_run, median_s, min_s, max_s, first_batch_s, spread, slower_cores, outcomes
+        trials, n, not_run, median_s, min_s, max_s, first_batch_s, spread, two_speeds, outcomes
                    as in `tradeoff.epoch_times`
         change, change_low, change_high   float: against the fastest point of the table; NaN for
                    that point and below three pairs

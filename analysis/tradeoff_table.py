@@ -21,7 +21,7 @@ from analysis.text_tables import (
     throttling_lines,
     wrap_columns,
 )
-from analysis.tradeoff import epoch_times_of, groups
+from analysis.tradeoff import TWO_SPEEDS, epoch_times_of, groups
 
 MARK = "†"  # marks a time whose trials vary widely
 SPREAD_NOTE = f"{MARK} Fastest and slowest trial differ by more than {percent(WIDE)} of the median."
@@ -29,6 +29,11 @@ NOT_RUN = "not run yet"
 NOT_MEASURED = "~ Not measured: the forecast shows that this cell cannot change the recommendation."
 MEDIAN_NOTE = (
     "Median over n trials of their epoch seconds (fastest-slowest trial); warm epochs only."
+)
+SPEED_MARK = "‡"  # marks a time whose epochs met two speeds of the cores
+SPEED_NOTE = (
+    f"{SPEED_MARK} The cores ran at two speeds: for the same batches, some epochs took over"
+    f" {percent(TWO_SPEEDS)} more CPU time than others."
 )
 
 # header of a size -> num_workers -> texts of its cell
@@ -60,18 +65,9 @@ def _table(group: Comparable, markdown: bool) -> str:
 
 
 def spread_notes(cells: pd.DataFrame) -> list[str]:
-    """Returns notes on the cells whose trials vary widely, and on how many have slower cores."""
-    wide, slower = (cells["spread"] > WIDE).sum(), cells["slower_cores"].sum()
-    if not wide:
-        return []
-    return [SPREAD_NOTE] + (
-        [
-            f"In {slower} of {wide} such cell{'' if wide == 1 else 's'} the slowest trial took over"
-            f" {percent(WIDE)} more CPU time: its cores ran slower."
-        ]
-        if slower
-        else []
-    )
+    """Returns notes on the marks of cells whose trials vary widely or met two speeds."""
+    notes = {SPREAD_NOTE: (cells["spread"] > WIDE).any(), SPEED_NOTE: cells["two_speeds"].any()}
+    return [note for note, applies in notes.items() if applies]
 
 
 def _change_lines(cells: pd.DataFrame, markdown: bool) -> list[str]:
@@ -120,13 +116,14 @@ def time_text(cell: Any, digits: int, widest: int) -> str:
         return f"~{cell.outcomes or f'{cell.forecast_s:.{digits}f}'} forecast"
     if not cell.n:
         return cell.outcomes
-    median, mark = f"{cell.median_s:{widest}.{digits}f}", MARK if cell.spread > WIDE else ""
+    median = f"{cell.median_s:{widest}.{digits}f}"
+    mark = (MARK if cell.spread > WIDE else "") + (SPEED_MARK if cell.two_speeds else "")
     if cell.outcomes:
         return f"{median} s{mark}, {cell.outcomes}"
     return (
         f"{median} ({cell.min_s:.{digits}f}-{cell.max_s:.{digits}f}){mark}"
         if cell.n > 1
-        else median
+        else median + mark
     )
 
 

@@ -101,3 +101,6 @@ class Trial(Group):
         False,
         description="its times are compared, so it trains to its end even if it has diverged",
     )
+    probe_speed: bool = Field(
+        False, description="measure the speed of the machine before the first epoch"
+    )

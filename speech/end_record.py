@@ -1,7 +1,8 @@
 """Computes the record that ends a trial: its summary, and the cause of a divergence.
 
-The summary holds medians over the warm epochs, the peak of /dev/shm, and the accuracies of the
-snapshots and of their ensemble on the validation split.
+The summary holds medians over the timed epochs, the peak of /dev/shm, and the accuracies of the
+snapshots and of their ensemble on the validation split. The timed epochs are the warm ones that
+nothing outside the trial disturbed; if all were disturbed, they are all warm epochs.
 """
 
 import math
@@ -11,11 +12,13 @@ from speech import snapshots
 from speech.account import Account
 from speech.config import Trial
 from speech.continuation import Progress
+from speech.cpu import usable_cores
 from speech.divergence import MEND, Divergence
 from speech.epoch import Record
 from speech.timing import SPANS
+from speech.usage import is_disturbed
 
-# Figure of the summary -> metric of which it is the median, over the warm epochs that have it
+# Figure of the summary -> metric of which it is the median, over the timed epochs that have it
 MEDIANS = {
     **{f"{span}_s": f"time/{span}_s" for span in ("epoch", *SPANS)},
     "clips_per_s": "rate/clips_per_s",
@@ -25,6 +28,7 @@ MEDIANS = {
     "prefetch_hit_rate": "loader/prefetch_hit_rate",
     "main_cpu_s": "cpu/main_s",
     "worker_cpu_s": "cpu/worker_s",
+    "batch_cpu_s": "cpu/batch_s",
     "read_bytes": "io/read_bytes",
     "throttled_s": "cpu/throttled_s",
     "throttled_fraction": "cpu/throttled_fraction",
@@ -87,23 +91,28 @@ def _describe_divergence(
 def _epoch_figures(epochs: list[dict[str, float]], warmup_epochs: int) -> dict[str, float]:
     """Returns the figures of the summary that follow from the epochs' metrics.
 
-    They are medians over the warm epochs, and the peak of /dev/shm over all epochs.
+    They are medians over the timed epochs, and the peak of /dev/shm over all epochs.
     """
     warm = epochs[warmup_epochs:]
+    timed = [epoch for epoch in warm if not is_disturbed(epoch, usable_cores())]
     figures = {"train_s": sum(epoch["time/epoch_s"] for epoch in epochs)}
     for name, metric in MEDIANS.items():
-        values = [epoch[metric] for epoch in warm if metric in epoch]
+        values = [epoch[metric] for epoch in timed or warm if metric in epoch]
         if values:
             figures[name] = statistics.median(values)
+    if batch_cpu_s := [epoch["cpu/batch_s"] for epoch in timed or warm if "cpu/batch_s" in epoch]:
+        figures["batch_cpu_min_s"] = min(batch_cpu_s)
+        figures["batch_cpu_max_s"] = max(batch_cpu_s)
     if warm:
+        figures["disturbed_epochs"] = len(warm) - len(timed)
         waits = [
             (epoch["time/first_batch_s"] + epoch["time/data_wait_s"]) / epoch["time/epoch_s"]
-            for epoch in warm
+            for epoch in timed or warm
         ]
         figures["wait_fraction"] = statistics.median(waits)
     outside_shares = [
         (epoch["cpu/external_fraction"], epoch["time/epoch_s"])
-        for epoch in warm
+        for epoch in timed or warm
         if "cpu/external_fraction" in epoch
     ]
     if outside_shares:

@@ -7,6 +7,7 @@ synchronised only at the end. The raw steps behind every figure are returned too
 """
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -185,9 +186,14 @@ def _steps(timeline: Timeline, count: int) -> dict[str, list[Any]]:
 
 
 def _loader_metrics(fetches: Fetches, request_s: Sequence[float]) -> dict[str, float]:
-    """Returns the loader's metrics; none at 0 workers."""
+    """Returns the loader's metrics: its prefetch hit rate, unless it has no workers, and the CPU
+    time of its batches.
+    """
     share = prefetch_hit_rate(fetches, request_s)
-    return {} if share is None else {"loader/prefetch_hit_rate": share}
+    metrics = {} if share is None else {"loader/prefetch_hit_rate": share}
+    if fetches["cpu_s"]:
+        metrics["cpu/batch_s"] = statistics.median(fetches["cpu_s"])
+    return metrics
 
 
 def _host_metrics(before: usage.Usage, after: usage.Usage, fetches: Fetches) -> dict[str, float]:

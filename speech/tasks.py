@@ -8,9 +8,12 @@ isolates the process that runs it; the tasks are independent of where they run.
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from speech import accelerator, corpora
 from speech.calibration import external_loader
 from speech.calibration.calibrate import calibrate_trial
+from speech.calibration.speed import probe_speed
 from speech.config import Trial, TrialConfig
 from speech.evaluation import evaluate_test_split
 from speech.feasibility import find_obstacle
@@ -39,6 +42,7 @@ def prepare(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
 
     Progress is emitted as `say` records. Raises Infeasible if a trial could not be trained.
     """
+    torch.set_num_threads(1)  # clips come one by one: threads would only wait for each other
     config = TrialConfig.model_validate(arguments)
 
     def log(line: str) -> None:
@@ -72,6 +76,16 @@ def calibrate(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
     emit({"kind": "calibration", "calibration": calibrate_trial(trial).model_dump()})
 
 
+def speed(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
+    """Probes the speed of this host for a Trial; emits a `speed` record.
+
+    Its `speed` is None if other programs used the cores.
+    """
+    trial = Trial.model_validate(arguments)
+    found = probe_speed(trial, corpora.prepare_corpus(trial.config.corpus))
+    emit({"kind": "speed", "speed": found and found.model_dump()})
+
+
 def advise(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
     """Measures the costs of a batch for another project's loader on this host.
 
@@ -99,5 +113,6 @@ def list_gpus(arguments: Arguments, emit: Emit, gauge: Gauge) -> None:
 
 Task = Callable[[Arguments, Emit, Gauge], None]
 TASKS: dict[str, Task] = {
-    task.__name__: task for task in (train, prepare, probe, calibrate, advise, test, list_gpus)
+    task.__name__: task
+    for task in (train, prepare, probe, calibrate, speed, advise, test, list_gpus)
 }

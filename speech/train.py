@@ -4,7 +4,8 @@
 every epoch and takes a snapshot at every cycle end. It reports through one callable. Records are
 plain dicts that can be written as one JSON object a line:
 
-    setup     hardware, runtime settings and data of the trial; once, before the first batch
+    setup     hardware, runtime settings and data of the trial, and the machine's speed if it was
+              probed (speech/calibration/speed.py); once, before the first batch
     epoch     `metrics` (units in their names) and the raw `steps`, `busy` and `fetches`
               of speech/epoch.py; after every epoch
     snapshot  accuracy of a member alone and of the ensemble so far; after every cycle
@@ -35,6 +36,7 @@ from torch.utils.data import DataLoader
 
 from speech import accelerator, corpora, page_cache, sgdr, snapshots
 from speech.augment import mixup_weight, random_stream
+from speech.calibration.speed import probe_speed
 from speech.config import Trial
 from speech.continuation import Continuation, Progress
 from speech.cpu import cpu_model, cpu_weight, format_quota, usable_cores
@@ -56,15 +58,16 @@ def fit(trial: Trial, emit: Callable[[Record], None], gauge: Gauge | None = None
 
     Every error is raised; the caller records it. `gauge` receives the trial's progress.
     """
-    torch.manual_seed(trial.seed)
-    torch.set_num_threads(trial.runtime.threads)
     device = accelerator.choose_device(trial.config.device)
     corpus = corpora.prepare_corpus(trial.config.corpus)
     corpora.check_unchanged(corpus, trial.fingerprint)
+    speed = probe_speed(trial, corpus) if trial.probe_speed else None
+    torch.manual_seed(trial.seed)  # the probe has drawn from it
+    torch.set_num_threads(trial.runtime.threads)
     with tempfile.TemporaryDirectory(prefix="fetches-") as scratch:
         log = FetchLog(Path(scratch, "log"))
         training = _Training(trial, corpus, device, log, gauge or Gauge())
-        emit(training.begin())
+        emit(training.begin() | ({"speed": speed.model_dump()} if speed else {}))
         for record in training.progress.records:
             emit(record | {"replayed": True})
         training.run_epochs(emit)

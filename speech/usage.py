@@ -16,6 +16,7 @@ import functools
 import os
 import resource
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ EXTERNAL_LIMIT = 0.1
 # Lower bound of the limit, in cores: with a quota of half a core, the launch's own processes take
 # twice the fraction
 EXTERNAL_CORES = 0.1
+MEMORY_LIMIT = 0.05  # fraction of an epoch in which tasks may wait for memory
 
 
 class Usage(NamedTuple):
@@ -116,6 +118,18 @@ def external_fraction(before: Usage, after: Usage, reported_s: float) -> float:
 def external_limit(cores: float) -> float:
     """Returns the fraction of `cores` cores above which their use by others is a disturbance."""
     return max(EXTERNAL_LIMIT, EXTERNAL_CORES / cores)
+
+
+def is_disturbed(metrics: Mapping[str, float], cores: float) -> bool:
+    """Returns whether something outside a trial disturbed an epoch with these `usage_metrics`.
+
+    The decision never depends on the epoch's duration: without its slow epochs, every trial would
+    look better than it is.
+    """
+    return (
+        metrics.get("cpu/external_fraction", 0.0) > external_limit(cores)
+        or metrics.get("pressure/memory_fraction", 0.0) > MEMORY_LIMIT
+    )
 
 
 def _descendants_s(before: Usage, after: Usage, reported_s: float) -> float:

@@ -47,6 +47,13 @@ SERIES: dict[str, tuple[str, str]] = {
             " absent without workers"
         ),
     ),
+    "cpu/batch_s": (
+        "s",
+        (
+            "CPU time that the preparation of a batch took, median over the epoch's batches: the"
+            " speed that the epoch met"
+        ),
+    ),
     "cpu/external_fraction": (
         "1",
         (
@@ -98,39 +105,49 @@ SERIES: dict[str, tuple[str, str]] = {
     ),
 }
 SUMMARY: dict[str, tuple[str, str]] = {
-    "epoch_s": ("s", "median of time/epoch_s over the warm epochs"),
-    "start_s": ("s", "median of time/start_s over the warm epochs"),
-    "first_batch_s": ("s", "median of time/first_batch_s over the warm epochs"),
-    "data_wait_s": ("s", "median of time/data_wait_s over the warm epochs"),
-    "step_s": ("s", "median of time/step_s over the warm epochs"),
-    "other_s": ("s", "median of time/other_s over the warm epochs"),
-    "busy_fraction": ("1", "median of accelerator/busy_fraction over the warm epochs"),
-    "stall_steps": ("steps", "median of stall/steps over the warm epochs"),
-    "max_gap_s": ("s", "median of stall/max_gap_s over the warm epochs"),
+    "epoch_s": ("s", "median of time/epoch_s over the timed epochs"),
+    "start_s": ("s", "median of time/start_s over the timed epochs"),
+    "first_batch_s": ("s", "median of time/first_batch_s over the timed epochs"),
+    "data_wait_s": ("s", "median of time/data_wait_s over the timed epochs"),
+    "step_s": ("s", "median of time/step_s over the timed epochs"),
+    "other_s": ("s", "median of time/other_s over the timed epochs"),
+    "busy_fraction": ("1", "median of accelerator/busy_fraction over the timed epochs"),
+    "stall_steps": ("steps", "median of stall/steps over the timed epochs"),
+    "max_gap_s": ("s", "median of stall/max_gap_s over the timed epochs"),
     "prefetch_hit_rate": (
         "1",
-        "median of loader/prefetch_hit_rate over the warm epochs; absent without workers",
+        "median of loader/prefetch_hit_rate over the timed epochs; absent without workers",
     ),
-    "main_cpu_s": ("s", "median of cpu/main_s over the warm epochs"),
-    "worker_cpu_s": ("s", "median of cpu/worker_s over the warm epochs; absent without workers"),
+    "main_cpu_s": ("s", "median of cpu/main_s over the timed epochs"),
+    "worker_cpu_s": ("s", "median of cpu/worker_s over the timed epochs; absent without workers"),
+    "batch_cpu_s": ("s", "median of cpu/batch_s over the timed epochs"),
+    "batch_cpu_min_s": ("s", "smallest cpu/batch_s of a timed epoch"),
+    "batch_cpu_max_s": ("s", "largest cpu/batch_s of a timed epoch"),
+    "disturbed_epochs": (
+        "epochs",
+        (
+            "warm epochs that something outside the trial disturbed; unless that is all of them,"
+            " they are not timed epochs"
+        ),
+    ),
     "external_cpu_fraction": (
         "1",
-        "mean of cpu/external_fraction over the warm epochs, weighted by their time",
+        "mean of cpu/external_fraction over the timed epochs, weighted by their time",
     ),
     "throttled_s": (
         "s",
-        "median of cpu/throttled_s over the warm epochs; absent without a CPU quota",
+        "median of cpu/throttled_s over the timed epochs; absent without a CPU quota",
     ),
     "throttled_fraction": (
         "1",
-        "median of cpu/throttled_fraction over the warm epochs; absent without a CPU quota",
+        "median of cpu/throttled_fraction over the timed epochs; absent without a CPU quota",
     ),
-    "read_bytes": ("B", "median of io/read_bytes over the warm epochs"),
+    "read_bytes": ("B", "median of io/read_bytes over the timed epochs"),
     "wait_fraction": (
         "1",
-        "median share of a warm epoch spent waiting for batches, the first one included",
+        "median share of a timed epoch spent waiting for batches, the first one included",
     ),
-    "clips_per_s": ("1/s", "median of rate/clips_per_s over the warm epochs"),
+    "clips_per_s": ("1/s", "median of rate/clips_per_s over the timed epochs"),
     "shm_peak_bytes": ("B", "most bytes in use on the trial's /dev/shm"),
     "forecast_shm_min_bytes": (
         "B",
@@ -161,6 +178,20 @@ SUMMARY: dict[str, tuple[str, str]] = {
     "forecast_shm_peak_bytes": (
         "B",
         "forecast: most bytes in use on the trial's /dev/shm, at these rates",
+    ),
+    "forecast_batch_cpu_s": ("s", "forecast: batch_cpu_s"),
+    "forecast_at_start_s": (
+        "s",
+        "forecast: the same epoch at the speed that a probe measured as the trial started",
+    ),
+    "forecast_at_start_low_s": ("s", "forecast: low end of the interval of forecast_at_start_s"),
+    "forecast_at_start_high_s": ("s", "forecast: high end of the interval of forecast_at_start_s"),
+    "forecast_at_speed_s": (
+        "s",
+        (
+            "the same epoch simulated after the trial, at the speed that batch_cpu_s shows: what is"
+            " left of the error is the model's"
+        ),
     ),
     "forecast_closed_form_s": (
         "s",

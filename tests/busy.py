@@ -28,3 +28,24 @@ def busy_processes(count: int = CORES, seconds: float = 60.0) -> Iterator[list[i
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
+
+
+@contextlib.contextmanager
+def bursts(seed: int, shortest_s: float = 2.0, longest_s: float = 20.0) -> Iterator[int]:
+    """Keeps one core busy in bursts with pauses between them, both of a random length.
+
+    The same seed gives the same lengths. Yields the process id.
+    """
+    program = (
+        f"import random, time; draw = random.Random({seed})\n"
+        "while True:\n"
+        f" until = time.time() + draw.uniform({shortest_s}, {longest_s})\n"
+        " while time.time() < until: pass\n"
+        f" time.sleep(draw.uniform({shortest_s}, {longest_s}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()

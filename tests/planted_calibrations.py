@@ -6,10 +6,12 @@ import signal
 import time
 from typing import Any
 
-from speech.calibration.costs import Calibration, LoaderCosts, StepCosts
+from speech.calibration.agreement import Disagreement
+from speech.calibration.costs import Calibration, LoaderCosts, Speed, StepCosts
 from speech.calibration.undisturbed_rounds import MachineBusy
 
 MIB = 1 << 20
+PACE_S = 0.08  # CPU seconds a batch of the planted speed
 
 
 class BadClip(ValueError):
@@ -34,7 +36,10 @@ def planted(step: StepCosts | None = None, **costs: Any) -> Calibration:
         "ready_s": 0.03,
     }
     return Calibration(
-        loader=LoaderCosts(**plain | costs), step=step or StepCosts(wait_s=0.01), took_s=20
+        loader=LoaderCosts(**plain | costs),
+        step=step or StepCosts(wait_s=0.01),
+        speed=Speed(prepare_s=PACE_S),
+        took_s=20,
     )
 
 
@@ -54,9 +59,18 @@ def calibrate(arguments: dict[str, Any], emit: Any, gauge: Any) -> None:
     if way == "busy":
         time.sleep(0.5)  # in which the launch's look at other programs sees them
         raise MachineBusy("other programs used 50 % of the cores while it was measured")
+    if way == "contradicts":
+        raise Disagreement("preparing a batch took 815.0 ms and 46.0 ms")
     if way == "asleep":
         time.sleep(60)
     emit({"kind": "calibration", "calibration": planted().model_dump()})
 
 
-TASKS = {"calibrate": calibrate}
+def speed(arguments: dict[str, Any], emit: Any, gauge: Any) -> None:
+    """Emits a speed that is slower than planted by the factor in model.weights; 'busy': none."""
+    way = arguments["config"]["model"]["weights"]
+    found = None if way == "busy" else {"prepare_s": float(way) * PACE_S, "step_s": None}
+    emit({"kind": "speed", "speed": found})
+
+
+TASKS = {"calibrate": calibrate, "speed": speed}

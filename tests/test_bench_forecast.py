@@ -5,7 +5,8 @@ How it launches a sweep is covered by test_launch.py.
 
 import json
 import math
-import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,21 +14,21 @@ from analysis.runs import sweep_runs
 from speech.synthetic import SHARES
 from sweeps.config.plan import plan
 from sweeps.config.sweep_file import load
+from sweeps.forecast.calibration import save_calibration
 from sweeps.forecast.shm_fit import shm_requirement
-from tests.benchmarks.forecast import (
-    SWEEP,
+from tests.benchmarks.forecast import SWEEP, choice_texts, find_contaminated, rows, table
+from tests.benchmarks.forecast_judging import (
+    busy_bars,
     choices,
     judge,
-    judged,
-    method,
-    rows,
-    said_of,
-    shown_choice,
-    table,
+    judge_method,
+    quiet_bars,
 )
 from tests.conftest import make_trial_id
+from tests.planted_calibrations import planted
 
 MB = 1 << 20
+WORKER_KEYS = {"prefetch_factor": 2, "start_method": "fork", "persistent_workers": True}
 
 
 def foreseen(epoch_s, closed_s=1.0, first_batch_s=0.1, width=0.1):
@@ -40,6 +41,10 @@ def foreseen(epoch_s, closed_s=1.0, first_batch_s=0.1, width=0.1):
         "forecast_epoch_s": epoch_s,
         "forecast_closed_form_s": closed_s,
         "forecast_first_batch_s": first_batch_s,
+        "forecast_at_start_s": epoch_s,
+        "forecast_at_start_low_s": 0.95 * epoch_s,
+        "forecast_at_start_high_s": 1.05 * epoch_s,
+        "forecast_at_speed_s": epoch_s,
     } | ends
 
 
@@ -48,7 +53,7 @@ def sweep(tracking, plant):
     """Returns sweep([(block, workers, repeat, outcome, verdict, figures), ...]), which returns the
     frame of a sweep of these trials."""
 
-    def planted(trials, tags=None):
+    def plant_all(trials, tags=None):
         def swept(workers):
             return {"loader.num_workers": workers, "loader.shm_size": 30 * MB}
 
@@ -62,7 +67,7 @@ def sweep(tracking, plant):
             plant(parent, swept(workers), repeat, outcome, block=block, tags=known, **figures)
         return sweep_runs("planted", tracking.uri).trials
 
-    return planted
+    return plant_all
 
 
 def cell(block, workers, measured, forecast, closed=1.0, fill=(0.1, 0.1), verdict="fits"):
@@ -121,23 +126,23 @@ def test_regret_is_how_much_slower_the_chosen_is_than_the_fastest(sweep) -> None
     assert [
         chosen[f"regret of {way}"] for way in ("forecast", "closed form", "workers = cores")
     ] == pytest.approx([0.0, 2.0, 0.1])
-    assert shown_choice(chosen)["closed form"] == "0 (200.0%)"
-    bars = judged(cells, choices(cells, cores=2))
-    median, worst, aimed_at, _, _, _, mean_regret, below_closed_form, inside = bars
-    assert mean_regret.met
-    # errors of the forecast: 0, 5, 18 and 20 %; of the closed form: 67, 40, 18 and 40 %
-    assert (median.wanted, median.got, median.met) == ("10%", "11.6%", False)
-    assert (worst.wanted, worst.got, worst.met) == ("25%", "20.0%, wav 8", True)
-    assert (aimed_at.wanted, aimed_at.got, aimed_at.met) == ("4%", "11.6%", False)
-    assert (below_closed_form.got, below_closed_form.met) == ("11.6%", True)
-    assert inside.got == "2 of 4"
+    assert choice_texts(chosen)["closed form"] == "0 (200.0%)"
+    bars = {bar.name: bar for bar in quiet_bars(cells, choices(cells, cores=2))}
+    got = {name: (bar.got, bar.met) for name, bar in bars.items()}
+    # errors: 0, 5, 18 and 20 %
+    assert got["error at the speed met, median"] == ("11.6%", False)
+    assert got["error at the speed met, worst"] == ("20.0%, wav 8", False)
+    assert got["measured inside the planned interval"] == ("2 of 4", False)
+    assert got["half-width of the planned interval, median"] == ("10.0%", True)
+    assert got["regret of the forecast's choice, worst"] == ("0.0%", True)
+    assert got["regret of the forecast's choice, mean"] == ("0.0%", True)
 
 
 def test_a_choice_without_a_time_has_infinite_regret(sweep) -> None:
     lost = [("wav", 2, repeat, "shm_exhausted", "depends", foreseen(0.5)) for repeat in (1, 2)]
     chosen = choices(judge(sweep([*cell("wav", 0, 1.0, 1.0), *lost])), cores=2)
     assert chosen["regret of forecast"].tolist() == [math.inf]
-    assert shown_choice(chosen.to_dict("records")[0])["forecast"] == "2 (no time)"
+    assert choice_texts(chosen.to_dict("records")[0])["forecast"] == "2 (no time)"
     assert rows(chosen)[0]["regret of forecast"] is None
 
 
@@ -148,18 +153,18 @@ def test_cells_without_a_forecast_meet_no_bar(sweep) -> None:
     ]
     cells = judge(sweep(bare))
     chosen = choices(cells, cores=2)
-    assert not any(bar.met for bar in judged(cells, chosen))
+    assert not any(bar.met for bar in quiet_bars(cells, chosen))
     # raises for a NaN, which is no JSON
-    json.dumps([bar._asdict() for bar in judged(cells, chosen)], allow_nan=False)
+    json.dumps([bar._asdict() for bar in quiet_bars(cells, chosen)], allow_nan=False)
     assert "1.00" in table(cells)
 
 
 def test_bars_of_a_sweep_without_a_single_time_are_missed(sweep) -> None:
     cells = judge(sweep([("wav", 1, 1, "shm_exhausted", "overflows", {})]))
-    bars = judged(cells, choices(cells, cores=2))
+    bars = quiet_bars(cells, choices(cells, cores=2))
     (met,) = [bar for bar in bars if bar.met]
     assert "/dev/shm" in met.name
-    assert met.got == "1 of 1"
+    assert met.got == "0 of 1"
 
 
 def test_a_disturbed_cell_is_flagged(sweep) -> None:
@@ -181,14 +186,54 @@ def test_method_forecast_skips_cells_that_cannot_be_fastest_and_saves_their_time
         for trial in cell("wav", workers, *each)
     ]
     frame = sweep(trials)
-    found = method(frame, judge(frame), [])
-    assert (found["measured"], found["forecast only"], found["chosen"]) == ([2, 4, 8], [0, 1], 8)
-    assert found["regret"] == 0.0
-    assert found["minutes saved"] == pytest.approx(2 * 3 * 7.0 / 60)  # two repeats of three epochs
-    assert found["minutes"] == pytest.approx(2 * 3 * 10.0 / 60)
-    measured, forecast_only = said_of(found).splitlines()[0].split("; ")
-    assert re.findall(r"\d+", measured) == ["2", "4", "8"]
-    assert re.findall(r"\d+", forecast_only) == ["0", "1"]
+    specs = [
+        SimpleNamespace(
+            trial_id=f"{workers} {repeat}",
+            block="wav",
+            repeat=repeat,
+            metric=SimpleNamespace(name="epoch_s"),
+            config=planned_config(workers),
+        )
+        for workers in times
+        for repeat in (1, 2)
+    ]
+    found = judge_method(frame, judge(frame), specs)
+    assert found["blocks"] == {"wav": [0, 1]}
+    assert found["saved"] == pytest.approx(7.0 / 10.0)
+    assert found["regret"] == pytest.approx(0.0)
+
+
+def planned_config(workers: int):
+    """Returns a stand-in for a trial's configuration, as far as the selection reads it."""
+    dump = {"loader": {"num_workers": workers, "shm_size": 30 * MB, **WORKER_KEYS}}
+    return SimpleNamespace(
+        loader=SimpleNamespace(num_workers=workers),
+        model_dump=lambda mode: {"loader": dict(dump["loader"])},
+    )
+
+
+def test_a_busy_run_is_judged_by_its_intervals_and_by_the_quiet_run(sweep) -> None:
+    quiet = judge(sweep([*cell("wav", 0, 2.0, 2.0), *cell("wav", 2, 1.0, 1.0)]))
+    assert [bar.met for bar in busy_bars(quiet, quiet, [])] == [True, True, True]
+    wrong = quiet.assign(measured_s=[0.9, 1.0], outside=[0.3, 0.0])
+    outside, contaminated, choice = busy_bars(wrong, quiet, ["abc inline_s"])
+    assert (outside.got, outside.met) == ("30.0%, wav 0", False)
+    assert (contaminated.got, contaminated.met) == ("abc inline_s", False)
+    assert (choice.got, choice.met) == ("100.0%", False)
+
+
+def test_calibrations_that_differ_widely_from_the_quiet_ones_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "quiet"))
+    beside = tmp_path / "beside"
+    (beside / "calibrations").mkdir(parents=True)
+    for name, inline_s in {"same": 0.09, "wrong": 0.8, "new": 0.8}.items():
+        if name != "new":
+            save_calibration(name, planted())
+        text = planted(inline_s=inline_s).model_dump_json()
+        (beside / "calibrations" / f"{name}.json").write_text(text)
+    assert find_contaminated(beside) == ["wrong inline_s"]
 
 
 def test_the_grid_plans_and_its_sizes_of_shm_are_just_enough() -> None:

@@ -18,7 +18,7 @@ from sweeps.forecast.calibration import (
     CalibrationRequest,
     calibration_name,
     load_cached,
-    load_or_measure,
+    measure_all,
     required_calibrations,
     save_calibration,
 )
@@ -149,17 +149,6 @@ def test_what_is_saved_is_found_again_and_a_broken_file_is_none(cache) -> None:
         assert load_cached(["abc"]) == {}
 
 
-def test_nothing_is_measured_that_is_in_the_cache(cache, tone_trial, tmp_path) -> None:
-    config = tone_trial(device=SIMULATED)
-    each, made = CalibrationRequest("abc", config, PINNED), planted()
-    save_calibration("abc", made)
-    lines: list[str] = []
-    assert load_or_measure(None, [each, each], True, tmp_path / "log", lines.append) == {
-        "abc": made
-    }  # type: ignore[arg-type]
-    assert lines == []
-
-
 @pytest.fixture(scope="module")
 def failing():
     """Returns a fork server whose calibrations are planted, or fail as model.weights says."""
@@ -177,9 +166,7 @@ def ask(
         "abc", config, RuntimeSettings(threads=1, cpus=[min(os.sched_getaffinity(0))])
     )
     return (
-        load_or_measure(
-            template, [each], can_isolate(), tmp_path / "calibration.log", lines.append
-        ),
+        measure_all(template, [each], can_isolate(), tmp_path / "calibration.log", lines.append),
         lines,
     )
 
@@ -195,7 +182,6 @@ def test_a_calibration_is_logged_before_and_after_cached_and_leaves_no_log_file(
     assert found == {"abc": planted()}
     assert load_cached(["abc"]) == found
     assert not (tmp_path / "calibration.log").exists()
-    assert ask(failing, tone_trial, tmp_path, "raise") == (found, []), "it isn't asked for again"
     (cache_dir() / "calibrations" / "abc.json").write_text("{")
     assert ask(failing, tone_trial, tmp_path, "planted") == (found, lines)
     assert load_cached(["abc"]) == found
@@ -212,6 +198,15 @@ def test_on_a_busy_machine_there_is_no_calibration_and_the_line_names_the_progra
     assert "uncalibrated" in line
     assert "50 %" in line
     assert f"process {pid}" in line
+
+
+def test_figures_that_contradict_are_neither_used_nor_cached(
+    cache, failing, tone_trial, tmp_path
+) -> None:
+    found, (_, line) = ask(failing, tone_trial, tmp_path, "contradicts")
+    assert (found, load_cached(["abc"])) == ({}, {})
+    assert NAMED in line
+    assert "815.0 ms" in line
 
 
 def test_a_dev_shm_too_small_for_it_leaves_trials_uncalibrated_and_the_sweep_going(
@@ -235,7 +230,7 @@ def test_where_the_machines_dev_shm_has_no_room_for_it_nothing_is_started(
     )
     lines: list[str] = []
     each = CalibrationRequest("abc", tone_trial(device=SIMULATED), PINNED)
-    assert load_or_measure(None, [each], False, tmp_path / "log", lines.append) == {}  # type: ignore[arg-type]
+    assert measure_all(None, [each], False, tmp_path / "log", lines.append) == {}  # type: ignore[arg-type]
     (line,) = lines
     assert line.startswith(f"{NAMED} ")
     assert "4K is free" in line
@@ -276,9 +271,9 @@ def test_the_real_task_measures_what_a_forecast_needs(cache, tone_trial, tmp_pat
         each = CalibrationRequest(
             "real", config, RuntimeSettings(threads=1, cpus=sorted(os.sched_getaffinity(0)))
         )
-        found = load_or_measure(
-            template, [each], can_isolate(), tmp_path / "calibration.log", print
-        )["real"]
+        found = measure_all(template, [each], can_isolate(), tmp_path / "calibration.log", print)[
+            "real"
+        ]
     finally:
         template.close()
     assert found.loader.batch_size == 2

@@ -76,7 +76,8 @@ def test_memory_pressure_counts_in_timed_epochs_alone() -> None:
         disturbance({}, [epoch(warmup=True, **pressed), epoch(pressure__memory_fraction=0.01)])
         is None
     )
-    cause = disturbance({}, [epoch(), epoch(**pressed)])
+    assert disturbance({}, [epoch(), epoch(**pressed)]) is None, "one epoch counts"
+    cause = disturbance({}, [epoch(**pressed), epoch(**pressed)])
     assert cause is not None
     assert percents(cause) == ["30 %"]
     assert "memory" in cause

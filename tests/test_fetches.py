@@ -101,6 +101,8 @@ def test_without_workers_the_training_process_records_batches(tone_trial, tmp_pa
     fetches = fetches_of(tone_trial(), FetchLog(tmp_path / "log"), epochs=1)[0]
     assert fetches["worker"] == [MAIN] * 3
     assert worker_values(fetches, "cpu_s") == []
+    took = zip(fetches["begin_s"], fetches["end_s"], fetches["cpu_s"], strict=True)
+    assert all(0 < cpu_s <= end_s - begin_s + usage.TICK_S for begin_s, end_s, cpu_s in took)
     assert prefetch_hit_rate(fetches, [9.0] * 3) is None
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from speech.calibration.costs import Calibration, StepCosts
+from speech.calibration.costs import Calibration, Slowdown, StepCosts
 from sweeps.forecast.forecast import (
     MIN_SIMULATED_BATCHES,
     MODEL_ERROR,
@@ -30,7 +30,7 @@ def foreseen(
     persistent: bool = True,
     **room,
 ) -> Forecast:
-    room = {"max_bytes": 1 << 40} | room
+    room = {"max_bytes": 1 << 40, "uncertainty": 0.0} | room
     return forecast_epoch(
         calibration,
         EpochSettings(batches, workers, prefetch, persistent),
@@ -122,6 +122,33 @@ def test_the_interval_is_the_calibrations_spread_and_the_simulations_error() -> 
     )
 
 
+def test_the_uncertainty_of_the_cores_speed_widens_what_cores_do_and_not_the_accelerator() -> None:
+    step = StepCosts(cpu_s=0.1, wait_s=0.01)
+    sure, unsure = foreseen(planted(step), 0), foreseen(planted(step), 0, uncertainty=0.2)
+    assert unsure.epoch_s == sure.epoch_s
+    assert unsure.low_s == pytest.approx((0.8 * 1.8 + 0.1) * (1 - MODEL_ERROR))
+    assert unsure.high_s == pytest.approx((1.2 * 1.8 + 0.1) * (1 + MODEL_ERROR))
+
+
+def test_at_another_speed_the_costs_of_cores_are_scaled_apart_and_waits_are_not() -> None:
+    step = StepCosts(cpu_s=0.1, wait_s=0.01)
+    slow = planted(step, read_s=0.02, release_s=0.001).at(Slowdown(prepare=1.5, step=2.0))
+    found = foreseen(slow, 0)
+    assert found.epoch_s == pytest.approx(10 * (1.5 * 0.081 + 0.02 + 2.0 * 0.1 + 0.01))
+    assert found.batch_cpu_s == pytest.approx(1.5 * 0.08)
+
+
+def test_the_cpu_time_of_a_batch_follows_how_many_workers_prepare_at_once() -> None:
+    paces = [(1, 0.06), (2, 0.07), (4, 0.09)]
+    costs = planted(prepare_s=0.08, sending=0.25, pace_cpu_s=paces)
+    assert foreseen(costs, 1).batch_cpu_s == pytest.approx(0.06 + 0.02)
+    assert foreseen(costs, 4, batches=400).batch_cpu_s == pytest.approx(0.09 + 0.02, rel=0.02)
+    idle = planted(StepCosts(wait_s=9.0), prepare_s=0.08, sending=0.25, pace_cpu_s=paces)
+    assert foreseen(idle, 4, batches=400).batch_cpu_s == pytest.approx(0.06 + 0.02, rel=0.02), (
+        "workers that wait for the loop prepare one after the other"
+    )
+
+
 @pytest.mark.parametrize("spread", [0.0, 0.3, 1.5])
 def test_the_forecast_is_inside_its_interval_and_above_every_lower_bound(spread: float) -> None:
     step = StepCosts(cpu_s=0.03, threads=2, wait_s=0.01)
@@ -184,9 +211,9 @@ def test_a_trials_batches_and_its_room_in_dev_shm_are_its_own(tone_trial) -> Non
 def test_the_metrics_of_a_forecast_have_a_unit_and_a_meaning() -> None:
     found = foreseen(planted(), 2)
     names = {name for name in SUMMARY if name.startswith("forecast_")}
-    assert found.metrics().keys() == names - {
-        f"forecast_shm_{which}_bytes" for which in ("min", "expected", "max")
-    }
+    of_dev_shm = {f"forecast_shm_{which}_bytes" for which in ("min", "expected", "max")}
+    afterwards = {"forecast_at_speed_s"}
+    assert found.metrics().keys() | found.start_metrics().keys() == names - of_dev_shm - afterwards
     assert found.metrics()["forecast_epoch_s"] == found.epoch_s
     assert found.metrics()["forecast_closed_form_s"] == found.closed_form_s
 

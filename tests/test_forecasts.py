@@ -5,17 +5,23 @@ import re
 
 import pytest
 
-from analysis.forecasts import choices, forecasts, tables
+from analysis.forecasts import choices, forecasts, interval_score, tables
 from analysis.runs import sweep_runs
 from tests.conftest import make_trial_id, plant_trial, tracking_in
 
 MB = 1 << 20
 
 CELLS_OF_EPOCHS = """\
-      0  node  3.80 (3.50-4.20)      4.00   -5.0     yes    4.00   +0.0
-      1  node  3.30 (3.10-3.50)      3.00  +10.0      no    2.70  -10.0
-      2  node  2.04 (1.90-2.20)      2.10   -2.9     yes    1.26  -40.0
-      4  node  2.02 (1.90-2.20)      2.00   +1.0     yes    1.00  -50.0
+      0  node      4.00   3.80 (3.50-4.20)   -5.0                 -      -
+      1  node      3.00  3.30 (3.10-3.50)*  +10.0  3.06 (2.95-3.15)   +2.0
+      2  node      2.10   2.04 (1.90-2.20)   -2.9                 -      -
+      4  node      2.00   2.02 (1.90-2.20)   +1.0                 -      -
+"""
+CELLS_OF_THE_MODEL = """\
+      0  node        -      -    4.00   +0.0
+      1  node     2.97   -1.0    2.70  -10.0
+      2  node        -      -    1.26  -40.0
+      4  node        -      -    1.00  -50.0
 """
 CELLS_WITHIN_EPOCHS = """\
       0  node              0.10  0.10         -     -         -     -         -     -
@@ -26,7 +32,7 @@ CELLS_WITHIN_EPOCHS = """\
 # in the notes on the errors (median and worst, of the forecast and of the closed form) and on the
 # choices (workers and regret of each rule), in order
 FIGURES = [
-    "4 cells", "3.9 %", "10.0 %", "25.0 %", "50.0 %", "3 of 4",
+    "4 cells", "3.9 %", "10.0 %", "2.0 %", "2.0 %", "1.0 %", "1.0 %", "25.0 %", "50.0 %", "3 of 4",
     "2 %", "2 workers", "+5.0%", "4 workers", "+0.0%", "2 workers", "+5.0%",
 ]  # fmt: skip
 
@@ -49,9 +55,10 @@ WITHIN = {
     "stall_steps": 12,
     "shm_peak_bytes": 40 * MB,
 }
+AT_START = {"at_start_s": 3.06, "at_start_low_s": 2.95, "at_start_high_s": 3.15, "at_speed_s": 2.97}
 CELLS = {  # workers -> forecast, measured by repeat, their fill
     0: (foreseen(3.8, 3.5, 4.2, 0.1, 4.0), [4.0, 3.9, 4.3], 0.1),
-    1: (foreseen(3.3, 3.1, 3.5, 0.1, 2.7), [3.0, 3.2, 2.9], 0.12),
+    1: (foreseen(3.3, 3.1, 3.5, 0.1, 2.7, **AT_START), [3.0, 3.2, 2.9], 0.12),
     2: (foreseen(2.04, 1.9, 2.2, 0.15, 1.26, **WITHIN), [2.1, 2.1, 2.2], 0.12),
     4: (foreseen(2.02, 1.9, 2.2, 0.3, 1.0), [2.0, 1.9, 2.1], 0.25),
 }
@@ -124,6 +131,15 @@ def test_rows_hold_forecast_measurement_and_error(runs):
     assert (one["error"], one["closed_form_error"]) == (pytest.approx(0.1), pytest.approx(-0.1))
     assert (one["forecast_first_batch_s"], one["first_batch_s"]) == (0.1, 0.12)
     assert rows["inside"].to_dict() == {0: True, 1: False, 2: True, 4: True}
+    assert (one["start_error"], one["speed_error"]) == (pytest.approx(0.02), pytest.approx(-0.01))
+    assert one["start_inside"]
+
+
+def test_the_interval_score_is_the_width_and_twenty_times_what_lies_outside():
+    assert interval_score(1.8, 2.2, 2.0) == pytest.approx(0.2)
+    assert interval_score(1.8, 2.2, 2.2) == pytest.approx(0.4 / 2.2)
+    assert interval_score(1.8, 2.2, 2.3) == pytest.approx((0.4 + 20 * 0.1) / 2.3)
+    assert interval_score(1.8, 2.2, 1.7) == pytest.approx((0.4 + 20 * 0.1) / 1.7)
 
 
 def test_each_rule_chooses_and_its_regret_is_against_the_fastest(runs):
@@ -140,7 +156,7 @@ def test_the_table_and_its_notes_fit_a_hundred_columns(runs):
     assert title.endswith(", block workers")
     assert surroundings.split(" · ") == ["Planted CPU", "2 cores", "2 threads", "float32"]
     rows = [line for line in text.splitlines() if re.match(r" +\d  node ", line)]
-    assert rows == (CELLS_OF_EPOCHS + CELLS_WITHIN_EPOCHS).splitlines()
+    assert rows == (CELLS_OF_EPOCHS + CELLS_OF_THE_MODEL + CELLS_WITHIN_EPOCHS).splitlines()
     notes = " ".join(text.partition(rows[-1])[2].split())
     assert re.search(".*".join(map(re.escape, FIGURES)), notes), notes
     assert max(map(len, text.splitlines())) <= 100
@@ -157,10 +173,13 @@ def test_markdown_holds_the_same_cells(runs):
     assert [
         "2",
         "node",
-        "2.04 (1.90-2.20)",
         "2.10",
+        "2.04 (1.90-2.20)",
         "-2.9",
-        "yes",
+        "-",
+        "-",
+        "-",
+        "-",
         "1.26",
         "-40.0",
         *within,

@@ -33,7 +33,10 @@ def trial(key: str, block: str = "workers", epochs: int = 4, **swept: object) ->
         block=block,
         repeat=1,
         swept=swept,
-        config=SimpleNamespace(sgdr=SimpleNamespace(epochs=epochs)),
+        config=SimpleNamespace(
+            sgdr=SimpleNamespace(epochs=epochs),
+            loader=SimpleNamespace(num_workers=swept.get("loader.num_workers", 0)),
+        ),
     )
 
 
@@ -45,14 +48,23 @@ def test_the_remaining_time_is_the_forecast_scaled_by_the_ended_trials() -> None
     remaining = RemainingTime({"a": 10.0, "b": 20.0, "c": 30.0, "d": None, "e": None})
     waiting = [trial("b"), trial("c"), trial("d", block="cycles")]
     assert remaining.remaining_s(waiting, [], 0) == (50, 1)
-    remaining.took_s["a"] = ("workers", 12.0)
+    remaining.took_s["a"] = (trial("a"), 12.0)
     assert remaining.factor == pytest.approx(1.2)
     assert remaining.remaining_s(waiting, [], 0) == (pytest.approx(60), 1)
-    remaining.took_s["e"] = ("cycles", 7.0)
+    remaining.took_s["e"] = (trial("e", block="cycles"), 7.0)
     assert remaining.remaining_s(waiting, [], 0) == (
         pytest.approx(67),
         0,
     ), "without a forecast, an ended trial of the same block is the estimate"
+
+
+def test_trials_with_and_without_workers_are_corrected_apart() -> None:
+    """Their forecasts follow from different measured costs, of which one may be wrong."""
+    remaining = RemainingTime(dict.fromkeys("abcd", 10.0))
+    remaining.took_s["a"] = (trial("a", num_workers=0), 1.0)
+    waiting = [trial("b", num_workers=0), trial("c", num_workers=2)]
+    remaining.took_s["d"] = (trial("d", num_workers=4), 11.0)
+    assert remaining.remaining_s(waiting, [], 0) == (pytest.approx(1.0 + 11.0), 0)
 
 
 def test_replayed_epochs_take_no_time() -> None:

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 
+from speech.calibration.costs import interpolate
 from sweeps.forecast.simulation import simulate
-from sweeps.forecast.simulation_types import Epoch, interpolate
+from sweeps.forecast.simulation_types import Epoch
 
 COSTS = (
     "prepare_s",

@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError
 from sweeps.execution.launch_context import LaunchContext
 from sweeps.execution.trial_result import EpochEnd, TrialResult
 from sweeps.execution.trial_runner import run_trial
+from sweeps.forecast.corrections import Corrections
 from sweeps.sandbox.isolation import ForkServer
 from sweeps.tracking import mlflow_client
 from sweeps.tracking.mlflow_client import connect, search_all
@@ -80,7 +81,7 @@ def run(
         if action:
             action()
 
-    ended = run_trial(template, spec, plan_of(spec), launch, act)
+    ended = run_trial(template, spec, plan_of(spec), launch, Corrections(), act)
     assert ended.outcome == "completed"
     return ended
 

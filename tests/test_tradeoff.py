@@ -243,10 +243,11 @@ def test_a_lone_overflow_does_not_hide_that_the_rest_lie_far_apart(tracking, pla
     assert "      2  0.550 s†, 1 of 3 overflowed  2" in text
 
 
-@pytest.mark.parametrize(("cpu_s", "noted"), [(1.6, True), (1.05, False)])
-def test_a_spread_that_slower_cores_explain_is_noted(tracking, plant, cpu_s: float, noted: bool):
-    """Plants a slowest trial that uses more CPU time for the same work at 0 workers. At 2 workers
-    it only waits longer."""
+@pytest.mark.parametrize(("slowest", "marked"), [(0.054, True), (0.048, False)])
+def test_a_cell_whose_epochs_met_two_speeds_is_marked(
+    tracking, plant, slowest: float, marked: bool
+):
+    """Plants trials that take the same time, one of whose epochs took more CPU time a batch."""
     swept = [
         ({"loader.num_workers": workers}, repeat) for workers in (0, 2) for repeat in (1, 2, 3)
     ]
@@ -254,25 +255,21 @@ def test_a_spread_that_slower_cores_explain_is_noted(tracking, plant, cpu_s: flo
         "first-look", "", [{"trial_id": make_trial_id("workers", *each)} for each in swept], ""
     )
     for each, repeat in swept:
-        slow = repeat == 2
-        used = (
-            {"main_cpu_s": cpu_s if slow else 1.0}
-            if not each["loader.num_workers"]
-            else {"main_cpu_s": 0.1, "worker_cpu_s": 0.9}
-        )
+        met_both = repeat == 2 and not each["loader.num_workers"]
         plant(
             parent,
             each,
             repeat,
             tags=SIMULATED,
-            epoch_s=1.5 if slow else 1.0,
+            epoch_s=1.0,
             first_batch_s=0.1,
-            **used,
+            batch_cpu_min_s=0.040,
+            batch_cpu_max_s=slowest if met_both else 0.041,
         )
     runs = sweep_runs("first-look", tracking.uri)
-    assert epoch_times(runs)["slower_cores"].tolist() == [noted, False]
-    lines = [line for line in tables(runs)[0].splitlines() if "CPU time" in line]
-    assert [re.findall(r"\d+", line)[:2] for line in lines] == [["1", "2"]] * noted
+    assert epoch_times(runs)["two_speeds"].tolist() == [marked, False]
+    rows = [line.split()[0] for line in tables(runs)[0].splitlines() if "(1.00-1.00)‡" in line]
+    assert rows == ["0"] * marked
 
 
 def test_disturbed_trials_are_a_footnote(tracking, plant):

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from speech.calibration.costs import Slowdown
 from speech.config import RuntimeSettings, TrialConfig
 from sweeps.config.config import Metric
 from sweeps.config.plan import TrialSpec
@@ -19,6 +20,7 @@ from sweeps.execution import trial_artifacts
 from sweeps.execution.launch_context import LaunchContext, TrialPlan
 from sweeps.execution.trial_result import EpochEnd
 from sweeps.execution.trial_runner import run_trial
+from sweeps.forecast.corrections import Corrections
 from sweeps.forecast.forecast import forecast_trial
 from sweeps.forecast.shm_fit import shm_requirement
 from sweeps.sandbox.isolation import ForkServer
@@ -100,7 +102,7 @@ def test_a_wav_that_disappears_under_way_is_a_data_error_that_names_it(tmp_path,
             clip.unlink(missing_ok=True)
 
     try:
-        ended = run_trial(template, spec, plan_of(spec), launch, vanish)
+        ended = run_trial(template, spec, plan_of(spec), launch, Corrections(), vanish)
     finally:
         template.close()
     assert ended.outcome == "data_error"
@@ -114,7 +116,9 @@ def test_the_forecast_is_in_the_tracker_before_the_trial_runs(
     spec = spec_of(simulated(tone_trial), "foreseen")
     launch = launch_of(tracking, tmp_path, [spec])
     plan = plan_of(spec)
-    forecast = forecast_trial(spec.config, planted(), 12, plan.shm_requirement)
+    calibration = planted()
+    forecast = forecast_trial(spec.config, calibration, 12, plan.shm_requirement)
+    plan = replace(plan, forecast=forecast, calibration=calibration, training_clips=12)
     template, seen = ForkServer(ROOT), []
 
     def look(epoch: EpochEnd) -> None:
@@ -122,11 +126,21 @@ def test_the_forecast_is_in_the_tracker_before_the_trial_runs(
         seen.append(run.data.metrics)
 
     try:
-        run_trial(template, spec, replace(plan, forecast=forecast), launch, look)
+        ended = run_trial(template, spec, plan, launch, Corrections(), look)
     finally:
         template.close()
     assert forecast.metrics().items() <= seen[0].items()
     assert "epoch_s" not in seen[0]
+    start_s = [seen[0][f"forecast_at_start{end}_s"] for end in ("_low", "", "_high")]
+    assert start_s == sorted(start_s)
+    # The planted batch of 80 ms is far from what a tone takes, and so is the speed
+    met = Slowdown(
+        prepare=ended.summary["batch_cpu_s"] / forecast.batch_cpu_s,
+        step=ended.summary["batch_cpu_s"] / forecast.batch_cpu_s,
+    )
+    assert ended.summary["forecast_at_speed_s"] == pytest.approx(
+        forecast_trial(spec.config, calibration.at(met), 12, plan.shm_requirement).epoch_s
+    )
 
 
 def test_a_run_tells_what_was_foreseen_what_was_read_back_and_what_it_ran_on(
@@ -136,7 +150,7 @@ def test_a_run_tells_what_was_foreseen_what_was_read_back_and_what_it_ran_on(
     launch = launch_of(tracking, tmp_path, [spec])
     template = ForkServer(ROOT)
     try:
-        ended = run_trial(template, spec, plan_of(spec), launch, lambda epoch: None)
+        ended = run_trial(template, spec, plan_of(spec), launch, Corrections(), lambda epoch: None)
     finally:
         template.close()
     (run,) = tracking.trials(launch.parent)
@@ -169,7 +183,9 @@ def test_fifty_random_faults_have_fifty_right_outcomes_and_the_actor_stays_as_it
             self.process = psutil.Process()
 
         def run(self, spec: TrialSpec, launch: LaunchContext) -> tuple[str, dict]:
-            ended = run_trial(self.template, spec, plan_of(spec), launch, lambda epoch: None)
+            ended = run_trial(
+                self.template, spec, plan_of(spec), launch, Corrections(), lambda epoch: None
+            )
             own = self.process
             deadline = time.monotonic() + 5
             while len(own.children(recursive=True)) > 1 and time.monotonic() < deadline:
@@ -250,7 +266,7 @@ def test_a_process_tree_that_ends_without_records_is_still_recorded(
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        ended = run_trial(template, spec, plan_of(spec), launch, lambda epoch: None)
+        ended = run_trial(template, spec, plan_of(spec), launch, Corrections(), lambda epoch: None)
     finally:
         thread.join()
         template.close()

@@ -22,8 +22,15 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from speech import accelerator, corpora, page_cache
+from speech.calibration.agreement import Disagreement, find_disagreement
 from speech.calibration.batch_workers import Pace, count_samples, first_batches
-from speech.calibration.costs import Calibration, LoaderCosts, StepCosts, simulated_step
+from speech.calibration.costs import (
+    Calibration,
+    LoaderCosts,
+    Speed,
+    interpolate,
+    simulated_step,
+)
 from speech.calibration.loader_timings import (
     DELIVERY,
     HANDOVER,
@@ -38,12 +45,12 @@ from speech.calibration.loader_timings import (
     measure_inline,
     medians,
 )
+from speech.calibration.speed import make_step
 from speech.calibration.step_timings import calibrate_step
 from speech.calibration.undisturbed_rounds import Values, measure_rounds
 from speech.config import Trial
 from speech.cpu import allowed_cpus, cpu_quota, usable_cores
 from speech.dataset import ClipDataset
-from speech.learner import make_learner
 from speech.loading import choose_fetch, make_loader
 from speech.shapes import batch_bytes
 
@@ -55,7 +62,8 @@ SATURATED = 0.95  # share of a quota below one core; a process that used more wa
 def calibrate_trial(trial: Trial) -> Calibration:
     """Measures the costs of a batch of `trial`, which do not depend on its number of workers.
 
-    Its folder is not written to. Its device must be cpu or simulated.
+    Its folder is not written to. Its device must be cpu or simulated. Raises MachineBusy, or
+    Disagreement if figures contradict each other twice.
     """
     began = time.perf_counter()
     config, runtime = trial.config, trial.runtime
@@ -81,31 +89,28 @@ def calibrate_trial(trial: Trial) -> Calibration:
         page_cache.drop(files)
 
     costs = calibrate_loader(make, usable_cores(), size, refresh)
+    if find_disagreement(costs):
+        costs = calibrate_loader(make, usable_cores(), size, refresh)
+        if disagreement := find_disagreement(costs):
+            raise Disagreement(disagreement)
     simulated = accelerator.choose_device(config.device) == "simulated"
     step = (
         simulated_step(config.device)
         if simulated
-        else _measure_step_costs(trial, corpus, costs, plain, refresh)
+        else calibrate_step(
+            make_step(trial, corpus, plain), trial.runtime.threads, costs, plain, refresh
+        )
     )
     return Calibration(
-        loader=costs, step=step, simulated=simulated, took_s=time.perf_counter() - began
+        loader=costs,
+        step=step,
+        simulated=simulated,
+        speed=Speed(
+            prepare_s=interpolate(costs.pace_cpu_s, math.ceil(costs.cores)),
+            step_s=None if simulated else step.alone_s(costs.cores),
+        ),
+        took_s=time.perf_counter() - began,
     )
-
-
-def _measure_step_costs(
-    trial: Trial,
-    corpus: corpora.PreparedCorpus,
-    costs: LoaderCosts,
-    plain: DataLoader,
-    refresh: Callable[[], None],
-) -> StepCosts:
-    """Measures the costs of a training step on the host's cores."""
-    learner, batch = make_learner(trial, corpus, "cpu"), next(iter(plain))
-
-    def step() -> None:
-        learner.learn(batch, lr=1e-6, mixup=1.0)
-
-    return calibrate_step(step, trial.runtime.threads, costs, plain, refresh)
 
 
 def calibrate_loader(
@@ -182,6 +187,7 @@ def _derive_costs(
         fork_s=worker.fork_s,
         ready_s=max(worker.first_s - worker.batch_s - idle.receive_s, 0.0) * min(1.0, cores),
         cold_s=max(worker.later_epoch_s - worker.batch_s - delivery_s[0], 0.0) * min(1.0, cores),
+        pace_cpu_s=[(n, pace.cpu_s) for n, pace in paces.items()],
         shared=[
             (n, (_even_share_s(pace, n, cores, read_s) + sending_s) / prepare_s)
             for n, pace in paces.items()

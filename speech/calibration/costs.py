@@ -6,7 +6,9 @@ own. The three rates of DS-Analyzer (Mohan et al., VLDB 2021, section 3) follow 
 is the rate of the accelerator, P that of preparation on all cores, and F that of reading.
 """
 
+import itertools
 import math
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -78,7 +80,20 @@ class LoaderCosts(BaseModel):
             " cores"
         )
     )
+    pace_cpu_s: list[tuple[int, float]] = Field(
+        [],
+        description=(
+            "pairs: active processes, CPU seconds a batch of each of them, without its copy to"
+            " /dev/shm"
+        ),
+    )
     spread: float = Field(description="relative half-range of the measurements of all rounds")
+
+    def batch_cpu_s(self, processes: float) -> float:
+        """Returns the CPU seconds a batch of a worker, if so many prepare at once on average."""
+        if not self.pace_cpu_s:
+            return self.prepare_s
+        return interpolate(self.pace_cpu_s, processes) + self.sending * self.prepare_s
 
 
 class StepCosts(BaseModel):
@@ -102,12 +117,51 @@ class StepCosts(BaseModel):
         [],
         description="pairs: the same processes, factor by which they are slower than an even share",
     )
+    pace_cpu_s: list[tuple[int, float]] = Field(
+        [],
+        description="pairs: the same processes, see LoaderCosts.pace_cpu_s",
+    )
     spread: float = Field(0.0, description="relative half-range, see LoaderCosts.spread")
+
+    def alone_s(self, cores: float) -> float:
+        """Returns the seconds of a step while no process prepares."""
+        return self.wait_s + self.cpu_s * max(1.0, self.threads / cores)
 
 
 def simulated_step(device_config: Device) -> StepCosts:
     """Returns the costs of a step of the simulated accelerator, as configured."""
     return StepCosts(cpu_s=device_config.host_cpu_s, wait_s=device_config.step_s)
+
+
+class Speed(BaseModel):
+    """Holds how fast the machine prepares and trains at one moment (speech/calibration/speed.py).
+
+    Preparation and training are measured apart: programs that compete for caches or for a core's
+    other hyperthread slow down two kinds of work differently (Zhang et al., SMiTe, MICRO 2014).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    prepare_s: float = Field(
+        gt=0, description="CPU seconds a batch of a process, if one prepares on every core"
+    )
+    step_s: float | None = Field(
+        None, description="seconds of a training step; absent if the host does not compute it"
+    )
+
+    def slowdown(self, other: "Speed") -> "Slowdown":
+        """Returns by which factors this speed is slower than another one."""
+        step = self.step_s / other.step_s if self.step_s and other.step_s else 1.0
+        return Slowdown(prepare=self.prepare_s / other.prepare_s, step=step)
+
+
+class Slowdown(BaseModel):
+    """Holds the factors by which preparation and step take longer than calibrated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    prepare: float = Field(gt=0)
+    step: float = Field(gt=0)
 
 
 class Calibration(BaseModel):
@@ -123,13 +177,28 @@ class Calibration(BaseModel):
             "whether the accelerator is simulated: every trial's configuration then states its step"
         ),
     )
+    speed: Speed | None = Field(
+        None, description="speed of the machine during the calibration; absent: never compared"
+    )
     took_s: float = Field(description="seconds that the calibration took")
+
+    def at(self, slowdown: Slowdown) -> "Calibration":
+        """Returns the costs if the cores are slower than during the calibration.
+
+        Waits for reads and for the accelerator do not depend on the speed of the cores.
+        """
+        loader = _scale_fields(self.loader, slowdown.prepare, LOADER_CPU_FIELDS)
+        step = _scale_fields(self.step, slowdown.step, ("cpu_s",))
+        step = _scale_fields(step, slowdown.prepare, ("pace_cpu_s",))
+        speed = self.speed and Speed(
+            prepare_s=slowdown.prepare * self.speed.prepare_s,
+            step_s=self.speed.step_s and slowdown.step * self.speed.step_s,
+        )
+        return self.model_copy(update={"loader": loader, "step": step, "speed": speed})
 
     def accelerator_clips_per_s(self) -> float:
         """Returns DS-Analyzer's G, the rate of the accelerator if all batches are ready."""
-        step_s = self.step.wait_s + self.step.cpu_s * max(
-            1.0, self.step.threads / self.loader.cores
-        )
+        step_s = self.step.alone_s(self.loader.cores)
         return self.loader.batch_size / step_s if step_s else float("inf")
 
     def preparation_clips_per_s(self) -> float:
@@ -144,3 +213,48 @@ class Calibration(BaseModel):
             if self.loader.read_s
             else float("inf")
         )
+
+
+# Fields of LoaderCosts that are longer on slower cores
+LOADER_CPU_FIELDS = (
+    "inline_s",
+    "prepare_s",
+    "receive_s",
+    "deliver_s",
+    "release_s",
+    "fork_s",
+    "ready_s",
+    "cold_s",
+    "pace_cpu_s",
+)
+
+
+def scale_seconds(factor: float, measured: Any) -> Any:
+    """Returns seconds, or a table of seconds by the number of processes, multiplied by `factor`."""
+    return (
+        [(count, factor * seconds) for count, seconds in measured]
+        if isinstance(measured, list)
+        else factor * measured
+    )
+
+
+def _scale_fields(costs: Any, factor: float, names: tuple[str, ...]) -> Any:
+    """Returns a copy of `costs` in which these fields are multiplied by `factor`."""
+    return costs.model_copy(
+        update={name: scale_seconds(factor, getattr(costs, name)) for name in names}
+    )
+
+
+def interpolate(table: Any, processes: float, empty: float = 0.0) -> float:
+    """Interpolates linearly in a table of (number of processes, value), sorted by number.
+
+    Beyond its ends, the nearest value applies. Returns `empty` if the table has no entries.
+    """
+    if not table:
+        return empty
+    if processes <= table[0][0]:
+        return table[0][1]
+    for (below, low), (above, high) in itertools.pairwise(table):
+        if processes <= above:
+            return low + (high - low) * (processes - below) / (above - below)
+    return table[-1][1]

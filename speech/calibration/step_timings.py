@@ -64,6 +64,7 @@ class _Shared(NamedTuple):
 
     step_s: list[float]  # one a step
     prepare_s: float  # of a batch of a competing process, without waits for reads
+    prepare_cpu_s: float  # CPU time of the same
 
 
 def calibrate_step(
@@ -83,13 +84,13 @@ def calibrate_step(
     counts = sorted({1, math.ceil(beside.cores)})
 
     def alone(values: Values) -> list[float]:
-        return _time_steps(step)
+        return time_steps(step, batch_workers.WINDOW_S)
 
     def shared(count: int, values: Values) -> _Shared:
         with BatchWorkers(loader, count, batch_workers.WINDOW_S, refresh) as processes:
-            seconds = _time_steps(step, processes.all_reported)
+            seconds = time_steps(step, batch_workers.WINDOW_S, processes.all_reported)
             pace = processes.mean_pace()
-        return _Shared(seconds, max(pace.wall_s - beside.read_s, pace.cpu_s))
+        return _Shared(seconds, max(pace.wall_s - beside.read_s, pace.cpu_s), pace.cpu_s)
 
     figures: dict[Hashable, Measure] = {"alone": alone}
     figures |= {count: functools.partial(shared, count) for count in counts}
@@ -98,32 +99,36 @@ def calibrate_step(
     step_s = statistics.median(itertools.chain(*values["alone"]))
     cpu_s = step_s / max(1.0, threads / beside.cores)
     prepare_s = beside.prepare_s * (1 - beside.sending)  # these processes do not send their batches
-    slower, preparing = [], []
+    slower, preparing, pace_cpu_s = [], [], []
     for count in counts:
         even = max(1.0, (threads + count) / beside.cores)
         steps_s = statistics.median(itertools.chain(*(one.step_s for one in values[count])))
         pace_s = statistics.median(one.prepare_s for one in values[count])
         slower.append((count, steps_s / (cpu_s * even)))
         preparing.append((count, pace_s / (prepare_s * even)))
+        pace_cpu_s.append((count, statistics.median(one.prepare_cpu_s for one in values[count])))
     round_medians = [statistics.median(seconds) for seconds in values["alone"]]
     spread = (max(round_medians) - min(round_medians)) / 2 / step_s
     return StepCosts(
-        cpu_s=cpu_s, threads=threads, beside=slower, prepare_beside=preparing, spread=spread
+        cpu_s=cpu_s,
+        threads=threads,
+        beside=slower,
+        prepare_beside=preparing,
+        pace_cpu_s=pace_cpu_s,
+        spread=spread,
     )
 
 
-def _time_steps(step: Callable[[], None], enough: Callable[[], bool] = lambda: True) -> list[float]:
-    """Measures the seconds of every step during the window.
+def time_steps(
+    step: Callable[[], None], window_s: float, enough: Callable[[], bool] = lambda: True
+) -> list[float]:
+    """Measures the seconds of every step during `window_s`.
 
     It continues for at least MIN_STEPS steps, and until `enough` returns true.
     """
     seconds: list[float] = []
     began = time.perf_counter()
-    while (
-        len(seconds) < MIN_STEPS
-        or time.perf_counter() - began < batch_workers.WINDOW_S
-        or not enough()
-    ):
+    while len(seconds) < MIN_STEPS or time.perf_counter() - began < window_s or not enough():
         began_step = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - began_step)

@@ -21,6 +21,7 @@ from sweeps.execution import preflight
 from sweeps.execution.room import check_process_limits
 from sweeps.forecast import calibration
 from sweeps.forecast.calibration import CalibrationRequest
+from sweeps.forecast.speed_check import check_calibrations
 from sweeps.forecast.trial_forecasts import TrialForecasts, prepare_forecasts
 from sweeps.host import host_lock
 from sweeps.host.node import Log, Node, PreflightError, default_runtime
@@ -213,8 +214,8 @@ class Calibrations(NamedTuple):
 class Calibrate:
     """Calibrates the host for the trials in `pending`.
 
-    A calibration that such a trial needs is measured if the cache lacks it. Others are returned
-    only if the cache has them.
+    A calibration that such a trial needs is checked if it is cached, and measured if not. Others
+    are returned only if the cache has them.
     """
 
     activity: ClassVar[str] = "calibrating"
@@ -238,16 +239,23 @@ class Calibrate:
             for trial_id in self.pending
             if trial_id in requests
         }
-        available = calibration.load_cached({request.name for request in requests.values()})
-        if missing := [request for name, request in required.items() if name not in available]:
-            with hold_host(self.config, self.owner, log, "calibrating"):
-                available |= calibration.load_or_measure(
-                    fork_server,
-                    missing,
-                    self.config.resources.shm == "private",
-                    self.log_file,
-                    log,
-                )
+        names, private = (
+            {request.name for request in requests.values()},
+            self.config.resources.shm == "private",
+        )
+        if not required:
+            return Calibrations(requests, calibration.load_cached(names))
+        with hold_host(self.config, self.owner, log, "calibrating"):
+            available = check_calibrations(
+                fork_server,
+                required.values(),
+                calibration.load_cached(names),
+                private,
+                self.log_file,
+                log,
+            )
+            missing = [request for name, request in required.items() if name not in available]
+            available |= calibration.measure_all(fork_server, missing, private, self.log_file, log)
         return Calibrations(requests, available)
 
 

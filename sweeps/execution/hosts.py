@@ -54,12 +54,17 @@ class HostPlan:
 
     def trial_plans(self) -> dict[str, TrialPlan]:
         """Returns what is known of every trial with runtime settings on this host, by trial id."""
-        forecasts = self.trial_forecasts
+        forecasts, clips = self.trial_forecasts, self.trial_forecasts.training_clips()
         return {
-            trial_id: TrialPlan(
-                runtime, forecasts.shm_requirements[trial_id], forecasts.forecasts.get(trial_id)
+            trial.trial_id: TrialPlan(
+                self.runtimes[trial.trial_id],
+                forecasts.shm_requirements[trial.trial_id],
+                forecasts.forecasts.get(trial.trial_id),
+                forecasts.calibrations.get(trial.trial_id),
+                clips[trial.config.corpus.selection_key()],
             )
-            for trial_id, runtime in self.runtimes.items()
+            for trial in forecasts.plan.trials
+            if trial.trial_id in self.runtimes
         }
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speech.config import RuntimeSettings
+from speech.calibration.costs import Calibration, Slowdown
+from speech.config import RuntimeSettings, TrialConfig
 from sweeps.config.plan import TrialSpec
-from sweeps.forecast.forecast import Forecast
+from sweeps.forecast.forecast import START_UNCERTAINTY, Forecast, forecast_trial
 from sweeps.forecast.shm_fit import ShmRequirement
 from sweeps.trial_states import ShmVerdict
 
@@ -25,6 +26,19 @@ class TrialPlan:
     runtime: RuntimeSettings
     shm_requirement: ShmRequirement
     forecast: Forecast | None = None  # None without a calibration
+    calibration: Calibration | None = None
+    training_clips: int = 0
+
+    def forecast_at(self, config: TrialConfig, slowdown: Slowdown) -> Forecast:
+        """Returns the forecast of the trial on cores that are slower than planned."""
+        assert self.calibration
+        return forecast_trial(
+            config,
+            self.calibration.at(slowdown),
+            self.training_clips,
+            self.shm_requirement,
+            START_UNCERTAINTY,
+        )
 
 
 @dataclass(frozen=True)

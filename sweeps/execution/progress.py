@@ -139,7 +139,7 @@ class LiveTable:
             # Scaled to all epochs, since the attempt skips those of an interrupted one
             scale = trial.epochs / max(1, trial.epochs - trial.skipped)
             self.remaining.took_s[spec.trial_id] = (
-                spec.block,
+                spec,
                 (self.clock() - trial.began) * max(1.0, scale),
             )
         self.results[spec.trial_id] = (spec, result)

@@ -24,6 +24,7 @@ from sweeps.execution.ray_session import Session, as_ray_error, redirect_output,
 from sweeps.execution.ray_start import StartWatch
 from sweeps.execution.trial_result import EpochEnd, LostTrial, TrialResult
 from sweeps.execution.trial_runner import run_trial
+from sweeps.forecast.corrections import Corrections
 from sweeps.host import host_lock
 from sweeps.sandbox.isolation import ForkServer
 from sweeps.trial_states import Outcome
@@ -39,6 +40,7 @@ class _Work(NamedTuple):
 
 _fork_server: ForkServer | None = None  # of the process of this Ray actor
 _work: _Work | None = None
+_corrections = Corrections()  # of the forecasts of the trials that this actor runs
 
 
 class TrialListener(Protocol):
@@ -131,6 +133,7 @@ def _relay_trial(config: dict[str, str], work: list[Any]) -> None:
             trials[trial_id],
             plans[trial_id],
             launch,
+            _corrections,
             lambda epoch: tune.report(epoch._asdict()),
         )
         if result.outcome == Outcome.CRASHED and DiskFull.MESSAGE in result.evidence:

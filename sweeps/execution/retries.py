@@ -194,6 +194,8 @@ class _RetryLoop:
             result,
             f"{count}  {_trial_name(spec):<{self._width}}  {_format_result(result)}",
         )
+        if isinstance(result, TrialResult) and result.wrong_forecast:
+            self.log(f"{'':{len(count)}}  {result.wrong_forecast}")
         if isinstance(result, LostTrial) or result.outcome not in SETTLED:
             self.stopped |= self.sweep.config.on_failure == "stop" and not self.will_retry(
                 spec.trial_id

@@ -21,6 +21,8 @@ class TrialResult(NamedTuple):
     log: str  # the most informative log among the artifacts of its run
     # continued_epoch: after how many epochs it continued; started_over: why it did not
     origin: dict[str, Any]
+    # Why forecasts like that of this trial are corrected; None if the forecast was right
+    wrong_forecast: str | None = None
     run_id: str = ""  # empty while the tracker has not opened its run
     waits: bool = False  # whether its records wait for the tracker
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from speech.calibration.costs import Slowdown, Speed
 from speech.config import Trial
 from sweeps.config.config import LEARNING_METRICS
 from sweeps.config.plan import TrialSpec
@@ -27,6 +28,8 @@ from sweeps.execution.trial_artifacts import (
     write_artifacts,
 )
 from sweeps.execution.trial_result import EpochEnd, TrialResult
+from sweeps.forecast.corrections import Corrections
+from sweeps.forecast.forecast import Forecast
 from sweeps.host.disturbance import disturbance
 from sweeps.host.hygiene import wait_until_idle
 from sweeps.names import format_parameter
@@ -40,7 +43,7 @@ from sweeps.tracking.outbox import Outbox
 from sweeps.tracking.outbox_recovery import flush_all, quarantine, remove_folder
 from sweeps.tracking.sender import Sender
 from sweeps.tracking.tracker_errors import is_unavailable
-from sweeps.trial_states import Outcome
+from sweeps.trial_states import Outcome, ShmVerdict
 
 SETUP_TAGS = (
     "device",
@@ -75,15 +78,19 @@ def run_trial(
     spec: TrialSpec,
     plan: TrialPlan,
     launch: LaunchContext,
+    corrections: Corrections,
     on_epoch: Callable[[EpochEnd], None],
 ) -> TrialResult:
-    """Runs `spec` in its own process tree, tracks it, and returns its result."""
+    """Runs `spec` in its own process tree, tracks it, and returns its result.
+
+    `corrections` are those that earlier trials on this host have shown; this one may add to them.
+    """
     folder = launch.trial_folder(spec)
     quarantine(folder)
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt, whose run has its files
     folder.mkdir(parents=True)
     with Sender(Outbox.create(folder, launch.tracking_uri, launch.experiment)) as sender:
-        attempt = _Attempt(spec, plan, launch, sender, on_epoch)
+        attempt = _Attempt(spec, plan, launch, sender, corrections, on_epoch)
         attempt.checkpoints.mkdir(parents=True, exist_ok=True)
         result = attempt.run(fork_server)
         sent = sender.flush()
@@ -106,6 +113,7 @@ class _Attempt:
     plan: TrialPlan
     launch: LaunchContext
     sender: Sender
+    corrections: Corrections
     on_epoch: Callable[[EpochEnd], None]
 
     @property
@@ -130,6 +138,7 @@ class _Attempt:
             self.launch.is_sure_to_fit(self.plan),
         )
         summary = _build_summary(records)
+        summary |= self._forecast_at_speed(summary)
         tags = self._build_tags(records, summary)
         files = write_artifacts(self.folder, records) | link_snapshots(
             select_snapshots(records, self.launch.keep, self._read_best_accuracy),
@@ -144,7 +153,8 @@ class _Attempt:
             if name in records.setup
         }
         log = "stderr.log" if "stderr.log" in files else "records.jsonl"
-        return TrialResult(ended.outcome, ended.evidence, summary, log, origin)
+        wrong = None if tags.get("disturbed") else self._check_forecast(records, summary)
+        return TrialResult(ended.outcome, ended.evidence, summary, log, origin, wrong)
 
     def _open_run(self) -> None:
         """Opens the trial's run, with its parameters and what was forecast of it."""
@@ -175,6 +185,49 @@ class _Attempt:
             self.sender.put("log_summary", metrics=plan.forecast.metrics())
         self.sender.flush()  # sent now, so that it is not sent while the trial is timed
 
+    def _record_forecast_at_start(self, setup: dict[str, Any]) -> None:
+        """Sends the forecast at the trial's start to the tracker, before the first epoch."""
+        if forecast := self._forecast_at_start(setup):
+            self.sender.put("log_summary", metrics=forecast.start_metrics())
+
+    def _forecast_at_start(self, setup: dict[str, Any]) -> Forecast | None:
+        """Returns the forecast at the speed that was probed at the trial's start, corrected by
+        earlier trials.
+
+        Without a probe the planned forecast is corrected.
+        """
+        plan, config = self.plan, self.spec.config
+        if not (plan.forecast and plan.calibration):
+            return None
+        forecast = plan.forecast
+        if setup.get("speed") and plan.calibration.speed:
+            slowdown = Speed.model_validate(setup["speed"]).slowdown(plan.calibration.speed)
+            forecast = plan.forecast_at(config, slowdown)
+        return self.corrections.correct(forecast, plan.calibration, config.loader.num_workers)
+
+    def _check_forecast(self, records: TrialRecords, summary: dict[str, float]) -> str | None:
+        """Returns a sentence if the forecast was wrong; later forecasts are corrected then."""
+        forecast = self._forecast_at_start(records.setup)
+        if forecast is None or self.plan.calibration is None or "epoch_s" not in summary:
+            return None
+        return self.corrections.learn(
+            forecast,
+            self.plan.calibration,
+            self.spec.config.loader.num_workers,
+            summary["epoch_s"],
+        )
+
+    def _forecast_at_speed(self, summary: dict[str, float]) -> dict[str, float]:
+        """Returns the forecast at the speed that the timed epochs met, as their batches tell it."""
+        plan = self.plan
+        if not (plan.forecast and plan.calibration and "batch_cpu_s" in summary):
+            return {}
+        factor = summary["batch_cpu_s"] / plan.forecast.batch_cpu_s
+        slowdown = Slowdown(prepare=factor, step=factor)
+        return {
+            "forecast_at_speed_s": plan.forecast_at(self.spec.config, slowdown).epoch_s,
+        }
+
     def _collect_records(self, fork_server: ForkServer) -> TrialRecords:
         """Runs the trial, passes every record on until the tree has ended, and returns what they
         contain.
@@ -188,6 +241,7 @@ class _Attempt:
                 match record["kind"]:
                     case "setup":
                         records.setup = record
+                        self._record_forecast_at_start(record)
                     case "epoch":
                         records.epochs.append(
                             {"warmup": record["warmup"], "metrics": record["metrics"]}
@@ -224,6 +278,8 @@ class _Attempt:
             continues=spec.metric.name in LEARNING_METRICS,
             timed=spec.metric.name not in LEARNING_METRICS,
             fingerprint=launch.fingerprints.get(spec.config.corpus.selection_key(), ""),
+            probe_speed=self.plan.calibration is not None
+            and self.plan.shm_requirement.verdict != ShmVerdict.OVERFLOWS,
         )
         return Task(
             "train",

@@ -18,7 +18,7 @@ import functools
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from speech.atomic_files import replace_file
 from speech.byte_sizes import format_size
 from speech.cache_folder import cache_dir
+from speech.calibration.agreement import Disagreement
 from speech.calibration.costs import Calibration
 from speech.calibration.undisturbed_rounds import MachineBusy
 from speech.config import RuntimeSettings, Trial, TrialConfig
@@ -42,7 +43,7 @@ from sweeps.sandbox.outcome import classify
 from sweeps.trial_states import Outcome
 
 # Part of every name: raise it to measure the same batches on the same machine again
-COSTS_VERSION = 3
+COSTS_VERSION = 4
 # Packages that decode, collate and compute
 PACKAGES = ("torch", "torchvision", "torchaudio", "numpy", "pillow", "soundfile")
 MAX_BATCHES_IN_SHM = 6  # most batches that a calibration's loaders have in /dev/shm at once
@@ -134,29 +135,27 @@ def _package_versions() -> list[str]:
     return [version(name) for name in PACKAGES]
 
 
-def load_or_measure(
+def measure_all(
     fork_server: ForkServer,
-    requests: Iterable[CalibrationRequest],
+    requests: Sequence[CalibrationRequest],
     private: bool,
     log_file: Path,
     log: Log,
 ) -> dict[str, Calibration]:
-    """Returns calibrations by name, from the cache if possible; measures and caches the others.
+    """Measures and caches calibrations; returns them by name.
 
     A calibration that fails with one of LOADER_OUTCOMES is absent from the result, and so are those
-    that other programs disturbed. `private` means
-    that it is measured in a /dev/shm of its own, at least as large as the machine's. Raises
-    PreflightError if the machine cannot run the calibration or the trials.
+    that other programs disturbed. `private` means that it is measured in a /dev/shm of its own, at
+    least as large as the machine's. Raises PreflightError if the machine cannot run the calibration
+    or the trials.
     """
-    by_name = {request.name: request for request in requests}
-    calibrations = load_cached(by_name)
-    missing = [request for name, request in by_name.items() if name not in calibrations]
+    calibrations: dict[str, Calibration] = {}
     try:
-        for request in missing:
+        for request in requests:
             if calibration := _measure(fork_server, request, private, log_file, log):
                 calibrations[request.name] = calibration
     except MachineBusy as busy:  # the next request would wait for the same programs
-        names = ", ".join(str(one) for one in missing if one.name not in calibrations)
+        names = ", ".join(str(one) for one in requests if one.name not in calibrations)
         log(
             f"uncalibrated: the machine was busy: {busy}. Trials run without a forecast ({names});"
             " the next launch calibrates again"
@@ -195,7 +194,7 @@ def _measure(
 
     Raises MachineBusy, which names the programs.
     """
-    batch, usage = batch_bytes(request.config, request.config.loader.batch_size), shm_usage()
+    batch, usage = _batch_bytes(request), shm_usage()
     required, free = (
         dataset_bytes(request.config) + MAX_BATCHES_IN_SHM * batch,
         usage.limit_bytes - usage.used_bytes,
@@ -208,18 +207,7 @@ def _measure(
         return None
     log(f"calibrating {request}: measured once on this machine, in about a minute")
     programs = ProgramWatch()
-    trial = Trial(
-        config=request.config, seed=0, runtime=request.runtime, folder=str(log_file.parent)
-    )
-    size = max(usage.limit_bytes, PRIVATE_SHM_BATCHES * batch) if private else None
-    task = Task(
-        "calibrate",
-        trial.model_dump(),
-        private,
-        size,
-        request.runtime.cpus,
-        request.runtime.threads,
-    )
+    task = calibration_task("calibrate", request, private, log_file.parent)
     log_file.unlink(missing_ok=True)
     *records, ending = fork_server.run(task, log_file, TIMEOUT_S)
     error = next((record for record in records if record["kind"] == "error"), None)
@@ -231,8 +219,26 @@ def _measure(
         log_file.unlink(missing_ok=True)
         seen = programs.describe()
         raise MachineBusy(f"{error['message']}{seen and f', most of all {seen}'}")
-    _log_failure(request, error, ending, log_file, log)
+    if error and error["type"] == Disagreement.__name__:
+        log(f"{request} is uncalibrated, since two figures contradict: {error['message']}")
+    else:
+        _log_failure(request, error, ending, log_file, log)
     return None
+
+
+def calibration_task(name: str, request: CalibrationRequest, private: bool, folder: Path) -> Task:
+    """Returns the task with this name of speech/tasks.py, in a process tree like a trial's."""
+    runtime = request.runtime
+    trial = Trial(config=request.config, seed=0, runtime=runtime, folder=str(folder))
+    size = max(shm_usage().limit_bytes, PRIVATE_SHM_BATCHES * _batch_bytes(request))
+    return Task(
+        name, trial.model_dump(), private, size if private else None, runtime.cpus, runtime.threads
+    )
+
+
+def _batch_bytes(request: CalibrationRequest) -> int:
+    """Returns the size of a batch in /dev/shm."""
+    return batch_bytes(request.config, request.config.loader.batch_size)
 
 
 def _accept(request: CalibrationRequest, measured: Record, log: Log) -> Calibration | None:

@@ -6,8 +6,13 @@ Nothing is fitted to measured epochs. A calibration holds the cost of one batch
 the length of the epoch.
 
 A forecast comes with an interval. The same epoch is simulated with every measured second at the low
-end and at the high end of what the calibration measured. The interval is then widened by the known
-error of the simulation itself.
+end and at the high end of what the calibration measured, or of what the machine's two speeds make
+of it, if that is wider. The interval is then widened by the known error of the simulation itself.
+
+The same trial is forecast three times. The planned forecast is made before the launch's first
+trial. The one at its start is scaled by a probe of the machine's speed. Both are registered before
+the trial starts. Afterwards the epoch is simulated at the speed that the trial met. The error of
+this third figure is the model's alone, without that of the machine's speed.
 
     settings = EpochSettings(batches=45, workers=4, prefetch=2, persistent=True)
     forecast_epoch(calibration, settings, max_bytes=173_000_000).epoch_s
@@ -19,7 +24,13 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from speech.calibration.costs import Calibration, LoaderCosts, simulated_step
+from speech.calibration.costs import (
+    Calibration,
+    LoaderCosts,
+    interpolate,
+    scale_seconds,
+    simulated_step,
+)
 from speech.config import TrialConfig
 from sweeps.forecast.shm_fit import ShmRequirement
 from sweeps.forecast.simulation import simulate
@@ -28,12 +39,16 @@ from sweeps.forecast.simulation_types import Epoch, SimulatedEpoch
 # Relative error of simulation and machine, as observed during development on png, packed and wav
 # batches
 MODEL_ERROR = 0.1
+# Relative uncertainty of the speed of the cores while a trial runs. They have two speeds 1.4 apart,
+# each for seconds or minutes: a calibration may have met the one and the trial the other. A probe
+# at the trial's start leaves the changes during the trial
+PLANNED_UNCERTAINTY, START_UNCERTAINTY = 0.12, 0.06
 # Of a long epoch, at least this many batches are simulated, and at least IN_PROGRESS_FACTOR times
 # as many as can be in progress
 MIN_SIMULATED_BATCHES = 1024
 IN_PROGRESS_FACTOR = 8
 # Fields of LoaderCosts that are no cost of a batch; Epoch has the same names for its other seconds
-NOT_PER_BATCH = ("fork_s", "ready_s", "cold_s", "period_s")
+NOT_PER_BATCH = ("fork_s", "ready_s", "cold_s", "period_s", "pace_cpu_s")
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,15 @@ class Forecast:
     stall_steps: float
     shm_peak_bytes: int
     closed_form_s: float  # the baseline: seconds of the slower side, as if nothing ever waited
+    batch_cpu_s: float  # CPU seconds that the preparation of a batch takes
+
+    def start_metrics(self) -> dict[str, float]:
+        """Returns a forecast at the trial's start under the names of sweeps.metrics."""
+        return {
+            "forecast_at_start_s": self.epoch_s,
+            "forecast_at_start_low_s": self.low_s,
+            "forecast_at_start_high_s": self.high_s,
+        }
 
     def metrics(self) -> dict[str, float]:
         """Returns the forecast under the names of sweeps.metrics, for the trial's record."""
@@ -69,6 +93,7 @@ class Forecast:
             "forecast_stall_steps": self.stall_steps,
             "forecast_shm_peak_bytes": self.shm_peak_bytes,
             "forecast_closed_form_s": self.closed_form_s,
+            "forecast_batch_cpu_s": self.batch_cpu_s,
         }
 
 
@@ -82,9 +107,16 @@ class EpochSettings(NamedTuple):
 
 
 def forecast_trial(
-    config: TrialConfig, calibration: Calibration, training_clips: int, requirement: ShmRequirement
+    config: TrialConfig,
+    calibration: Calibration,
+    training_clips: int,
+    requirement: ShmRequirement,
+    uncertainty: float = PLANNED_UNCERTAINTY,
 ) -> Forecast:
-    """Forecasts a trial that trains on `training_clips` clips and has this /dev/shm requirement."""
+    """Forecasts a trial that trains on `training_clips` clips and has this /dev/shm requirement.
+
+    `uncertainty` is that of the speed of the cores, relative to the calibration's.
+    """
     loader_config = config.loader
     if calibration.simulated:
         calibration = calibration.model_copy(update={"step": simulated_step(config.device)})
@@ -99,18 +131,24 @@ def forecast_trial(
         max_bytes=requirement.max_bytes,
         # The floor is one batch beside what occupies /dev/shm all the time
         base_bytes=max(requirement.min_bytes - requirement.batch_bytes, 0),
+        uncertainty=uncertainty,
     )
 
 
 def forecast_epoch(
-    calibration: Calibration, settings: EpochSettings, *, max_bytes: int, base_bytes: int = 0
+    calibration: Calibration,
+    settings: EpochSettings,
+    *,
+    max_bytes: int,
+    base_bytes: int = 0,
+    uncertainty: float = PLANNED_UNCERTAINTY,
 ) -> Forecast:
     """Forecasts an epoch with these settings.
 
     /dev/shm holds `base_bytes` beside the batches, and never more than `max_bytes` in total.
     """
     low, likely, high = (
-        _simulate_cached(_epoch(calibration, side, settings)) for side in (-1, 0, 1)
+        _simulate_cached(_epoch(calibration, side, settings, uncertainty)) for side in (-1, 0, 1)
     )
     epoch_low_s, epoch_high_s = _interval(low.epoch_s, likely.epoch_s, high.epoch_s)
     first_batch_low_s, first_batch_high_s = _interval(
@@ -132,7 +170,18 @@ def forecast_epoch(
             else 0
         ),
         closed_form_s=closed_form_s(calibration, settings.batches, settings.workers),
+        batch_cpu_s=_batch_cpu_s(calibration, settings.workers, likely.preparing),
     )
+
+
+def _batch_cpu_s(calibration: Calibration, workers: int, preparing: float) -> float:
+    """Returns the CPU seconds a batch, if `preparing` workers prepare at once on average."""
+    costs, step = calibration.loader, calibration.step
+    if not workers:
+        return costs.inline_s
+    if step.pace_cpu_s:  # the step runs on the host's cores, beside the workers
+        return interpolate(step.pace_cpu_s, preparing) + costs.sending * costs.prepare_s
+    return costs.batch_cpu_s(preparing)
 
 
 def closed_form_s(calibration: Calibration, batches: int, workers: int) -> float:
@@ -142,9 +191,7 @@ def closed_form_s(calibration: Calibration, batches: int, workers: int) -> float
     slowest of step, cores and reads.
     """
     costs, cores = calibration.loader, calibration.loader.cores
-    step_s = calibration.step.wait_s + calibration.step.cpu_s * max(
-        1.0, calibration.step.threads / cores
-    )
+    step_s = calibration.step.alone_s(cores)
     if workers == 0:
         return batches * (costs.inline_s / min(1.0, cores) + costs.read_s + step_s)
     first_batch_s = costs.read_s + costs.prepare_s * max(1.0, workers / cores)
@@ -153,11 +200,20 @@ def closed_form_s(calibration: Calibration, batches: int, workers: int) -> float
     )
 
 
-def _epoch(calibration: Calibration, side: int, settings: EpochSettings) -> Epoch:
+def _epoch(
+    calibration: Calibration, side: int, settings: EpochSettings, uncertainty: float
+) -> Epoch:
     """Returns the epoch with costs at their low end (`side` -1), as measured (0), or high (1)."""
     batches, workers, prefetch, persistent = settings
     costs, step = calibration.loader, calibration.step
-    factor, step_factor = (max(1 + side * spread, 0.0) for spread in (costs.spread, step.spread))
+    factor, step_factor, accelerator_factor = (
+        max(1 + side * spread, 0.0)
+        for spread in (
+            max(costs.spread, uncertainty),
+            max(step.spread, uncertainty),
+            step.spread,
+        )
+    )
     per_batch = {
         name: getattr(costs, name)
         for name in LoaderCosts.model_fields
@@ -170,10 +226,10 @@ def _epoch(calibration: Calibration, side: int, settings: EpochSettings) -> Epoc
         cores=costs.cores,
         cpus=costs.cpus,
         period_s=costs.period_s or LoaderCosts.model_fields["period_s"].default,
-        **{name: _scale(factor, measured) for name, measured in per_batch.items()},
+        **{name: _as_tuple(scale_seconds(factor, value)) for name, value in per_batch.items()},
         step_cpu_s=step_factor * step.cpu_s,
         step_threads=step.threads,
-        step_wait_s=step_factor * step.wait_s,
+        step_wait_s=accelerator_factor * step.wait_s,
         start_s=0.0 if persistent else factor * workers * costs.fork_s,
         ready_s=factor * (costs.cold_s if persistent or not workers else costs.ready_s),
         shared=tuple(costs.shared),
@@ -183,13 +239,9 @@ def _epoch(calibration: Calibration, side: int, settings: EpochSettings) -> Epoc
     )
 
 
-def _scale(factor: float, measured: Any) -> Any:
-    """Returns seconds, or a table of seconds by the number of processes, multiplied by `factor`."""
-    return (
-        tuple((count, factor * seconds) for count, seconds in measured)
-        if isinstance(measured, list)
-        else factor * measured
-    )
+def _as_tuple(value: Any) -> Any:
+    """Returns a list as a tuple, since `_simulate_cached` needs a hash, and other values as is."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 @functools.lru_cache(maxsize=4096)

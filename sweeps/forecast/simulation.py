@@ -27,7 +27,8 @@ import heapq
 import itertools
 import math
 
-from sweeps.forecast.simulation_types import STALL_S, Epoch, SimulatedEpoch, interpolate
+from speech.calibration.costs import interpolate
+from sweeps.forecast.simulation_types import STALL_S, Epoch, SimulatedEpoch
 
 ROUNDING_S = 1e-12  # rounding error of sums of seconds
 
@@ -165,6 +166,8 @@ class _Loop:
         self.delivered: list[tuple[float, int, int]] = []
         self.sequence = itertools.count()
         self.in_shm = self.peak = 0  # batches in /dev/shm now, and at most
+        # Seconds of preparation, and the same weighted by the number of workers that prepared
+        self.preparation_s = self.shared_preparation_s = 0.0
         self.quota = _Quota(epoch) if epoch.cpus else None
         cores, threads, counts = (
             epoch.cpus or epoch.cores,
@@ -223,6 +226,7 @@ class _Loop:
             stalled_steps=stalled,
             max_gap_s=longest_s,
             peak_batches=self.peak,
+            preparing=self.shared_preparation_s / max(self.preparation_s, ROUNDING_S),
         )
 
     def _start_next(self, worker: int) -> None:
@@ -299,6 +303,9 @@ class _Loop:
         self.shares = (
             self.computing[0][0] if at == prepared else self.shares + (at - self.now) * rate
         )
+        busy = len(self.computing)
+        self.preparation_s += busy * (at - self.now)
+        self.shared_preparation_s += busy * busy * (at - self.now)
         self.now = at
         while self.reading and self.reading[0][0] <= at:
             worker = heapq.heappop(self.reading)[1]

@@ -4,7 +4,6 @@ Costs are measured by a calibration (speech/calibration/costs.py). sweeps/foreca
 computes the times.
 """
 
-import itertools
 from dataclasses import dataclass
 
 Table = tuple[tuple[int, float], ...]  # (number of processes, value measured beside them), sorted
@@ -50,21 +49,6 @@ class Epoch:
     beside_step: Table = ()  # of these processes
 
 
-def interpolate(table: Table, processes: float, empty: float) -> float:
-    """Interpolates linearly in `table`; beyond its ends, the nearest value applies.
-
-    Returns `empty` if the table has no entries.
-    """
-    if not table:
-        return empty
-    if processes <= table[0][0]:
-        return table[0][1]
-    for (below, low), (above, high) in itertools.pairwise(table):
-        if processes <= above:
-            return low + (high - low) * (processes - below) / (above - below)
-    return table[-1][1]
-
-
 @dataclass(frozen=True)
 class SimulatedEpoch:
     """Result of a simulated epoch.
@@ -83,6 +67,8 @@ class SimulatedEpoch:
     # Largest number of batches in /dev/shm at once, including the one that the loop holds;
     # 0 without workers
     peak_batches: int
+    # Number of workers that prepare while a batch is prepared, mean over the batches' CPU time
+    preparing: float = 0.0
 
     @property
     def epoch_s(self) -> float:

@@ -40,6 +40,8 @@ class TrialForecasts:
     corpora: dict[str, corpora.PreparedCorpus]  # by Corpus.selection_key()
     # By the id of every calibrated trial
     forecasts: dict[str, Forecast] = field(default_factory=dict)
+    # The calibrations that they are made from, by the same ids
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
     # By the trial's id: why it cannot be trained, as far as is known before a launch
     refused: dict[str, str] = field(default_factory=dict)
     # Ids of the trials that method: forecast does not measure
@@ -70,21 +72,30 @@ class TrialForecasts:
         `requests` is by trial id, `calibrations` by the request's name. `settled` holds the
         ids of trials that the selection never skips.
         """
-        clips = {name: len(corpus.split("training")) for name, corpus in self.corpora.items()}
+        self.calibrations = {
+            trial_id: calibrations[request.name]
+            for trial_id, request in requests.items()
+            if request.name in calibrations
+        }
+        clips = self.training_clips()
         self.forecasts = {
             trial.trial_id: forecast_trial(
                 trial.config,
-                calibrations[requests[trial.trial_id].name],
+                self.calibrations[trial.trial_id],
                 clips[trial.config.corpus.selection_key()],
                 self.shm_requirements[trial.trial_id],
             )
             for trial in self.plan.trials
-            if trial.trial_id in requests and requests[trial.trial_id].name in calibrations
+            if trial.trial_id in self.calibrations
         }
         if self.config.method == "forecast":
             self.forecast_only = skippable_trials(
                 self.plan.trials, self.forecasts, self.shm_requirements
             ) - set(settled)
+
+    def training_clips(self) -> dict[str, int]:
+        """Returns the number of training clips, by Corpus.selection_key()."""
+        return {name: len(corpus.split("training")) for name, corpus in self.corpora.items()}
 
     def pending(
         self, settled: Collection[str], selected: Collection[str] | None = None

@@ -1,24 +1,23 @@
 """Decides whether something outside a trial disturbed its timed epochs.
 
-A disturbed trial is flagged and runs once more; both runs stay in the tracker. The decision depends
-on the activity of the rest of the machine, never on the trial's duration. Discarding slow trials
-would make every table look better than it is. A trial disturbed twice stays flagged, and tables
-report the flag.
+A disturbed epoch is not counted (speech/end_record.py). A trial without an undisturbed epoch is
+flagged and runs once more; both runs stay in the tracker. The decision depends on the activity of
+the rest of the machine, never on a duration. Discarding slow trials would make every table look
+better than it is. A trial disturbed twice stays flagged, and tables report the flag.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
-from speech.usage import external_limit
+from speech.usage import MEMORY_LIMIT, external_limit, is_disturbed
 from sweeps.metrics import METRICS
-
-MEMORY_LIMIT = 0.05  # fraction of the time
 
 
 def disturbance(
     summary: dict[str, float], epochs: Iterable[dict[str, Any]], cores: float = 1.0
 ) -> str | None:
-    """Returns the causes of a trial's disturbance as text, or None for an undisturbed trial.
+    """Returns the causes of a trial's disturbance as text, or None for a trial with an undisturbed
+    epoch.
 
     `epochs` are the trial's epoch records, and `cores` is the CPU time that it had, in cores.
 
@@ -26,6 +25,9 @@ def disturbance(
     every run, and its times are correct for this machine. Use of the same quota by other processes
     is a disturbance: it counts as use outside the trial (speech/usage.py).
     """
+    warm = [epoch["metrics"] for epoch in epochs if not epoch["warmup"]]
+    if not all(is_disturbed(epoch, cores) for epoch in warm):
+        return None
     causes = []
     outside = summary.get("external_cpu_fraction", 0.0)
     if outside > external_limit(cores):
@@ -33,10 +35,7 @@ def disturbance(
             f"other processes used {100 * outside:.0f} % of its"
             f" {'CPU quota' if 'throttled_s' in summary else 'cores'}"
         )
-    warm = [epoch["metrics"] for epoch in epochs if not epoch["warmup"]]
-    waits = [
-        epoch["pressure/memory_fraction"] for epoch in warm if "pressure/memory_fraction" in epoch
-    ]
+    waits = [epoch.get("pressure/memory_fraction", 0.0) for epoch in warm]
     if waits and max(waits) > MEMORY_LIMIT:
         causes.append(f"tasks of the node waited for memory {100 * max(waits):.0f} % of an epoch")
     return ", ".join(causes) or None

@@ -44,6 +44,7 @@ from sweeps.config.config import Metric
 from sweeps.config.plan import TrialSpec
 from sweeps.execution import trial_runner
 from sweeps.execution.launch_context import LaunchContext, TrialPlan
+from sweeps.forecast.corrections import Corrections
 from sweeps.forecast.shm_fit import shm_requirement
 from sweeps.host.hygiene import wait_until_idle
 from sweeps.sandbox.isolation import ForkServer
@@ -232,7 +233,9 @@ def run(
     watch = Watch()
     began = time.perf_counter()
     with watch.watching(untracked):
-        ended = trial_runner.run_trial(template, spec, plan, launch, lambda epoch: None)
+        ended = trial_runner.run_trial(
+            template, spec, plan, launch, Corrections(), lambda epoch: None
+        )
     took_s = time.perf_counter() - began
     shutil.rmtree(launch.folder)
     if ended.outcome != "completed":

@@ -16,13 +16,12 @@ fastest that fit.
 import math
 from dataclasses import dataclass
 
-from speech.calibration.costs import Calibration
+from speech.calibration.costs import Calibration, interpolate
 from speech.calibration.worker_memory import WorkerMemory
 from speech.shm_usage import shm_usage
 from sweeps.forecast.forecast import EpochSettings, Forecast, forecast_epoch
 from sweeps.forecast.memory_fit import MemoryRequirement, memory_requirement
 from sweeps.forecast.shm_fit import ShmRequirement, closed_queue_bytes, queue_bytes
-from sweeps.forecast.simulation_types import interpolate
 from sweeps.sandbox.cgroup import memory_available
 from sweeps.trial_states import ShmVerdict
 

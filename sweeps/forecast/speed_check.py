@@ -1,0 +1,76 @@
+"""Checks cached calibrations against the machine's present speed, in about two seconds each.
+
+A calibration is cached for weeks, and a virtual machine may run on another host meanwhile. Each
+launch therefore repeats two of its figures (speech/calibration/speed.py). Small differences are
+left alone, larger ones scale the costs, and very large ones mean another machine: the calibration
+is then measured again.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from speech.calibration.costs import Calibration, Slowdown, Speed
+from sweeps.forecast.calibration import CalibrationRequest, calibration_task
+from sweeps.host.node import Log
+from sweeps.sandbox.isolation import ForkServer
+
+TIMEOUT_S = 60.0
+# Factors within which a calibration holds as it is, and within which it is scaled. The cores of a
+# shared virtual machine have two speeds, 1.4 apart
+UNCHANGED, SCALABLE = 1.08, 1.7
+
+
+def check_calibrations(
+    fork_server: ForkServer,
+    requests: Iterable[CalibrationRequest],
+    cached: Mapping[str, Calibration],
+    private: bool,
+    log_file: Path,
+    log: Log,
+) -> dict[str, Calibration]:
+    """Returns the `cached` calibrations at the present speed, without those to measure again.
+
+    `requests` are the calibrations to check. The others are returned unchanged, and so are those
+    whose check other programs disturbed.
+    """
+    checked = dict(cached)
+    for request in requests:
+        calibration = cached.get(request.name)
+        if calibration is None or calibration.speed is None:
+            continue
+        speed = _probe(fork_server, request, private, log_file)
+        if speed is None:
+            log(f"{request}: calibrated earlier; the machine is too busy to check its speed")
+            continue
+        slowdown = speed.slowdown(calibration.speed)
+        if _is_within(slowdown, UNCHANGED):
+            continue
+        if _is_within(slowdown, SCALABLE):
+            checked[request.name] = calibration.at(slowdown)
+            log(f"{request}: calibrated earlier; {_describe(slowdown)}, and forecasts are scaled")
+        else:
+            del checked[request.name]
+            log(f"{request}: calibrated earlier; {_describe(slowdown)}, too far to scale")
+    return checked
+
+
+def _probe(
+    fork_server: ForkServer, request: CalibrationRequest, private: bool, log_file: Path
+) -> Speed | None:
+    """Returns the present speed; None if it can't be measured now."""
+    task = calibration_task("speed", request, private, log_file.parent)
+    records = list(fork_server.run(task, log_file, TIMEOUT_S))
+    found = next((record["speed"] for record in records if record["kind"] == "speed"), None)
+    log_file.unlink(missing_ok=True)
+    return Speed.model_validate(found) if found else None
+
+
+def _is_within(slowdown: Slowdown, factor: float) -> bool:
+    """Returns whether preparation and step are at most `factor` times as slow or as fast."""
+    return all(1 / factor <= part <= factor for part in (slowdown.prepare, slowdown.step))
+
+
+def _describe(slowdown: Slowdown) -> str:
+    """Returns for example 'a batch now takes 1.31 times as long, a step 1.12 times'."""
+    step = "" if slowdown.step == 1 else f", a step {slowdown.step:.2f} times"
+    return f"a batch now takes {slowdown.prepare:.2f} times as long{step}"
