@@ -134,8 +134,21 @@ def test_at_another_speed_the_costs_of_cores_are_scaled_apart_and_waits_are_not(
     step = StepCosts(cpu_s=0.1, wait_s=0.01)
     slow = planted(step, read_s=0.02, release_s=0.001).at(Slowdown(prepare=1.5, step=2.0))
     found = foreseen(slow, 0)
-    assert found.epoch_s == pytest.approx(10 * (1.5 * 0.081 + 0.02 + 2.0 * 0.1 + 0.01))
+    assert found.epoch_s == pytest.approx(10 * (1.5 * 0.08 + 0.001 + 0.02 + 2.0 * 0.1 + 0.01))
     assert found.batch_cpu_s == pytest.approx(1.5 * 0.08)
+
+
+def test_a_step_on_the_hosts_cores_makes_batches_dearer_and_is_delayed_by_workers() -> None:
+    plain = StepCosts(cpu_s=1.0, threads=1)
+    dear = plain.model_copy(update={"inline_s": 0.1, "worker_cpu_s": 0.12, "resume_s": 0.05})
+    without = foreseen(planted(dear), 0)
+    assert without.epoch_s == pytest.approx(10 * (0.1 + 1.0))
+    assert without.batch_cpu_s == 0.1
+    one, before = foreseen(planted(dear), 1), foreseen(planted(plain), 1)
+    assert one.batch_cpu_s == 0.12
+    assert one.epoch_s == pytest.approx(before.epoch_s + 10 * 0.05 + (0.12 - 0.08)), (
+        "every step is delayed, and the first batch takes longer"
+    )
 
 
 def test_the_cpu_time_of_a_batch_follows_how_many_workers_prepare_at_once() -> None:

@@ -1,4 +1,4 @@
-"""Which trials method: forecast leaves out, on grids whose answer is plain."""
+"""Tests which trials method: forecast leaves out, on grids whose answer is plain."""
 
 from dataclasses import replace
 
@@ -9,15 +9,15 @@ from sweeps.config.config import Metric
 from sweeps.config.plan import TrialSpec
 from sweeps.forecast.forecast import Forecast
 from sweeps.forecast.shm_fit import ShmRequirement
-from sweeps.forecast.trial_selection import skippable_trials
+from sweeps.forecast.trial_selection import RELATIVE_ERROR, skippable_trials
 
 EPOCH_S = Metric(name="epoch_s", goal="minimize")
 MIB = 1 << 20
 
 
 class Grid:
-    """Cells planted one by one: interval of the forecast, None for an uncalibrated one, and how it
-    fits."""
+    """Holds cells that are planted one by one: the forecast epoch seconds, None for an uncalibrated
+    trial, and how it fits."""
 
     def __init__(self) -> None:
         self.trials: list[TrialSpec] = []
@@ -28,7 +28,7 @@ class Grid:
         self,
         name,
         workers,
-        interval,
+        epoch_s,
         fits="fits",
         block="b",
         metric=EPOCH_S,
@@ -44,9 +44,8 @@ class Grid:
             }
         )
         self.trials.append(TrialSpec(name, block, repeat, 1, config, {}, metric, 0, 60.0))
-        if interval:
-            low, high = interval
-            self.forecasts[name] = Forecast((low + high) / 2, low, high, *[0.0] * 6, 0, 0.0)
+        if epoch_s:
+            self.forecasts[name] = Forecast(epoch_s, *[0.0] * 8, 0, 0.0, 0.0)
         self.fits[name] = {
             "fits": ShmRequirement(1, 2, 3, 4, 9),
             "depends": ShmRequirement(1, 2, 3, 4, 3),
@@ -63,45 +62,50 @@ def grid() -> Grid:
 
 
 def test_what_can_not_be_told_from_the_fastest_is_measured_and_the_rest_is_not(grid) -> None:
-    for name, workers, interval in [
-        ("0", 0, (9, 11)),
-        ("1", 1, (5, 6)),
-        ("2", 2, (3.9, 4.4)),
-        ("4", 4, (3.6, 4.0)),
-        ("8", 8, (4.1, 4.6)),
+    for name, workers, epoch_s in [
+        ("0", 0, 10),
+        ("1", 1, 5.5),
+        ("2", 2, 4.15),
+        ("4", 4, 3.8),
+        ("8", 8, 4.35),
     ]:
-        grid.cell(name, workers, interval)
-    assert grid.left_out() == {"0", "1", "8"}, "no interval that begins above 4.0"
+        grid.cell(name, workers, epoch_s)
+    assert grid.left_out() == {"0", "1", "8"}, "3.8 / 0.94 * 1.06 = 4.29"
 
 
-def test_intervals_that_touch_are_measured(grid) -> None:
-    grid.cell("fast", 2, (3.0, 4.0))
-    grid.cell("touches", 1, (4.0, 5.0))
-    assert grid.left_out() == set()
+def test_a_trial_is_left_out_if_an_error_in_both_forecasts_could_not_make_it_the_fastest(
+    grid,
+) -> None:
+    fastest_s = 3.0
+    limit_s = fastest_s * (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
+    grid.cell("fast", 2, fastest_s)
+    grid.cell("near", 1, limit_s - 0.01)
+    grid.cell("far", 0, limit_s + 0.01)
+    assert grid.left_out() == {"far"}
 
 
 def test_a_trial_that_is_sure_to_overflow_is_left_out_and_puts_nothing_out_of_reach(grid) -> None:
-    grid.cell("overflows", 8, (1, 2), "overflows")
-    grid.cell("fits", 2, (3, 4))
-    grid.cell("slow", 0, (6, 7))
+    grid.cell("overflows", 8, 1.5, "overflows")
+    grid.cell("fits", 2, 3.5)
+    grid.cell("slow", 0, 6.5)
     assert grid.left_out() == {"overflows", "slow"}
 
 
 def test_a_trial_that_may_overflow_is_measured_and_puts_nothing_out_of_reach(grid) -> None:
-    grid.cell("depends", 8, (1, 2), "depends")
-    grid.cell("fits", 2, (3, 4))
-    grid.cell("slow", 0, (6, 7))
+    grid.cell("depends", 8, 1.5, "depends")
+    grid.cell("fits", 2, 3.5)
+    grid.cell("slow", 0, 6.5)
     assert grid.left_out() == {"slow"}
 
 
 def test_where_none_is_sure_to_fit_all_that_may_are_measured(grid) -> None:
-    grid.cell("depends", 8, (1, 2), "depends")
-    grid.cell("also", 4, (6, 7), "depends")
+    grid.cell("depends", 8, 1.5, "depends")
+    grid.cell("also", 4, 6.5, "depends")
     assert grid.left_out() == set()
 
 
 def test_an_uncalibrated_trial_is_measured_whatever_its_dev_shm(grid) -> None:
-    grid.cell("fast", 2, (3, 4))
+    grid.cell("fast", 2, 3.5)
     grid.cell("unknown", 1, None)
     grid.cell("unknown and too small", 4, None, "overflows")
     assert grid.left_out() == set()
@@ -109,28 +113,28 @@ def test_an_uncalibrated_trial_is_measured_whatever_its_dev_shm(grid) -> None:
 
 def test_every_repeat_of_a_cell_goes_the_same_way(grid) -> None:
     for repeat in (1, 2, 3):
-        grid.cell(f"fast {repeat}", 2, (3, 4), repeat=repeat)
-        grid.cell(f"slow {repeat}", 0, (6, 7), repeat=repeat)
+        grid.cell(f"fast {repeat}", 2, 3.5, repeat=repeat)
+        grid.cell(f"slow {repeat}", 0, 6.5, repeat=repeat)
     assert grid.left_out() == {"slow 1", "slow 2", "slow 3"}
 
 
 def test_each_size_of_dev_shm_competes_and_each_block_and_form_is_a_question_of_its_own(
     grid,
 ) -> None:
-    grid.cell("small", 2, (3, 4), shm=64)
-    grid.cell("large", 4, (4.5, 5), shm=1024)
-    grid.cell("another block", 4, (8, 9), block="c")
-    grid.cell("another form", 4, (8, 9), format="packed")
-    grid.cell("another form, slower", 0, (10, 11), format="packed")
+    grid.cell("small", 2, 3.5, shm=64)
+    grid.cell("large", 4, 4.75, shm=1024)
+    grid.cell("another block", 4, 8.5, block="c")
+    grid.cell("another form", 4, 8.5, format="packed")
+    grid.cell("another form, slower", 0, 10.5, format="packed")
     assert grid.left_out() == {"large", "another form, slower"}
 
 
 def test_the_trial_without_workers_belongs_to_each_prefetch_it_could_have_had(grid) -> None:
     """Planned once, it is in reach of the slow prefetch alone, so it is measured."""
-    grid.cell("0", 0, (5, 6), prefetch_factor=2)
-    grid.cell("2 of 2", 2, (3, 4), prefetch_factor=2)
-    grid.cell("2 of 1", 2, (5.5, 7), prefetch_factor=1)
-    grid.cell("4 of 1", 4, (7, 8), prefetch_factor=1)
+    grid.cell("0", 0, 5.5, prefetch_factor=2)
+    grid.cell("2 of 2", 2, 3.5, prefetch_factor=2)
+    grid.cell("2 of 1", 2, 6, prefetch_factor=1)
+    grid.cell("4 of 1", 4, 7.5, prefetch_factor=1)
     assert grid.left_out() == {"4 of 1"}
     grid.trials = [trial for trial in grid.trials if trial.config.loader.prefetch_factor == 2]
     assert grid.left_out() == {"0"}
@@ -139,22 +143,22 @@ def test_the_trial_without_workers_belongs_to_each_prefetch_it_could_have_had(gr
 @pytest.mark.parametrize("name", ["accuracy", "shm_peak_bytes", "first_batch_s"])
 def test_a_block_that_compares_something_else_is_measured_whole(grid, name: str) -> None:
     metric = Metric(name=name, goal="maximize" if name == "accuracy" else "minimize")
-    grid.cell("fast", 2, (3, 4), metric=metric)
-    grid.cell("slow", 0, (6, 7), metric=metric)
-    grid.cell("overflows", 8, (6, 7), "overflows", metric=metric)
+    grid.cell("fast", 2, 3.5, metric=metric)
+    grid.cell("slow", 0, 6.5, metric=metric)
+    grid.cell("overflows", 8, 6.5, "overflows", metric=metric)
     assert grid.left_out() == set()
 
 
 def test_rates_rank_as_times_do(grid) -> None:
     metric = Metric(name="clips_per_s", goal="maximize")
-    grid.cell("fast", 2, (3, 4), metric=metric)
-    grid.cell("slow", 0, (6, 7), metric=metric)
+    grid.cell("fast", 2, 3.5, metric=metric)
+    grid.cell("slow", 0, 6.5, metric=metric)
     assert grid.left_out() == {"slow"}
 
 
 def test_the_order_of_the_plan_does_not_matter(grid) -> None:
-    grid.cell("slow", 0, (6, 7))
-    grid.cell("fast", 2, (3, 4))
+    grid.cell("slow", 0, 6.5)
+    grid.cell("fast", 2, 3.5)
     before = grid.left_out()
     grid.trials = [replace(trial) for trial in reversed(grid.trials)]
     assert grid.left_out() == before == {"slow"}

@@ -28,6 +28,7 @@ from speech.calibration.costs import (
     Calibration,
     LoaderCosts,
     Speed,
+    StepCosts,
     interpolate,
     simulated_step,
 )
@@ -46,6 +47,7 @@ from speech.calibration.loader_timings import (
     medians,
 )
 from speech.calibration.speed import make_step
+from speech.calibration.step_interplay import add_interplay
 from speech.calibration.step_timings import calibrate_step
 from speech.calibration.undisturbed_rounds import Values, measure_rounds
 from speech.config import Trial
@@ -97,9 +99,7 @@ def calibrate_trial(trial: Trial) -> Calibration:
     step = (
         simulated_step(config.device)
         if simulated
-        else calibrate_step(
-            make_step(trial, corpus, plain), trial.runtime.threads, costs, plain, refresh
-        )
+        else _measure_step_costs(trial, corpus, costs, make, refresh)
     )
     return Calibration(
         loader=costs,
@@ -111,6 +111,20 @@ def calibrate_trial(trial: Trial) -> Calibration:
         ),
         took_s=time.perf_counter() - began,
     )
+
+
+def _measure_step_costs(
+    trial: Trial,
+    corpus: corpora.PreparedCorpus,
+    costs: LoaderCosts,
+    make: Make,
+    refresh: Callable[[], None],
+) -> StepCosts:
+    """Measures the costs of a training step on the host's cores."""
+    plain = make(0, None, False)
+    step = make_step(trial, corpus, plain)
+    step_costs = calibrate_step(step, trial.runtime.threads, costs, plain, refresh)
+    return add_interplay(step_costs, costs, step, make, refresh)
 
 
 def calibrate_loader(

@@ -117,15 +117,42 @@ class StepCosts(BaseModel):
         [],
         description="pairs: the same processes, factor by which they are slower than an even share",
     )
-    pace_cpu_s: list[tuple[int, float]] = Field(
-        [],
-        description="pairs: the same processes, see LoaderCosts.pace_cpu_s",
+    inline_s: float | None = Field(
+        None,
+        description=(
+            "CPU seconds a batch that the training process prepares between such steps, which empty"
+            " the caches; absent if the host does not compute them"
+        ),
+    )
+    worker_cpu_s: float | None = Field(
+        None,
+        description=(
+            "CPU seconds a batch of a worker, including its copy to /dev/shm, that prepares a batch"
+            " during every step; absent as above"
+        ),
+    )
+    resume_s: float = Field(
+        0.0,
+        ge=0,
+        description=(
+            "seconds by which a batch that a worker prepares delays the step beyond sharing the"
+            " cores"
+        ),
     )
     spread: float = Field(0.0, description="relative half-range, see LoaderCosts.spread")
 
     def alone_s(self, cores: float) -> float:
         """Returns the seconds of a step while no process prepares."""
         return self.wait_s + self.cpu_s * max(1.0, self.threads / cores)
+
+    def delay_by_sharing_s(self, cores: float) -> float:
+        """Returns by how many seconds a step takes longer if one worker prepares a batch meanwhile,
+        since both share the cores.
+        """
+        even = max(1.0, (self.threads + 1) / cores)
+        computing_s = (self.worker_cpu_s or 0.0) * even * dict(self.prepare_beside).get(1, 1.0)
+        alone = max(1.0, self.threads / cores)
+        return computing_s * max(1 - alone / (even * dict(self.beside).get(1, 1.0)), 0.0)
 
 
 def simulated_step(device_config: Device) -> StepCosts:
@@ -185,11 +212,12 @@ class Calibration(BaseModel):
     def at(self, slowdown: Slowdown) -> "Calibration":
         """Returns the costs if the cores are slower than during the calibration.
 
-        Waits for reads and for the accelerator do not depend on the speed of the cores.
+        Waits for reads, for the accelerator and for the scheduler do not depend on the speed of the
+        cores.
         """
         loader = _scale_fields(self.loader, slowdown.prepare, LOADER_CPU_FIELDS)
-        step = _scale_fields(self.step, slowdown.step, ("cpu_s",))
-        step = _scale_fields(step, slowdown.prepare, ("pace_cpu_s",))
+        step = _scale_fields(self.step, slowdown.step, ("cpu_s", "resume_s"))
+        step = _scale_fields(step, slowdown.prepare, ("inline_s", "worker_cpu_s"))
         speed = self.speed and Speed(
             prepare_s=slowdown.prepare * self.speed.prepare_s,
             step_s=self.speed.step_s and slowdown.step * self.speed.step_s,
@@ -215,22 +243,18 @@ class Calibration(BaseModel):
         )
 
 
-# Fields of LoaderCosts that are longer on slower cores
-LOADER_CPU_FIELDS = (
-    "inline_s",
-    "prepare_s",
-    "receive_s",
-    "deliver_s",
-    "release_s",
-    "fork_s",
-    "ready_s",
-    "cold_s",
-    "pace_cpu_s",
-)
+# Fields of LoaderCosts that are longer on slower cores. The handover of a batch is not among them:
+# most of it is waiting for the scheduler
+LOADER_CPU_FIELDS = ("inline_s", "prepare_s", "fork_s", "ready_s", "cold_s", "pace_cpu_s")
 
 
 def scale_seconds(factor: float, measured: Any) -> Any:
-    """Returns seconds, or a table of seconds by the number of processes, multiplied by `factor`."""
+    """Returns seconds, or a table of seconds by the number of processes, multiplied by `factor`.
+
+    None remains None.
+    """
+    if measured is None:
+        return None
     return (
         [(count, factor * seconds) for count, seconds in measured]
         if isinstance(measured, list)

@@ -64,7 +64,6 @@ class _Shared(NamedTuple):
 
     step_s: list[float]  # one a step
     prepare_s: float  # of a batch of a competing process, without waits for reads
-    prepare_cpu_s: float  # CPU time of the same
 
 
 def calibrate_step(
@@ -90,7 +89,7 @@ def calibrate_step(
         with BatchWorkers(loader, count, batch_workers.WINDOW_S, refresh) as processes:
             seconds = time_steps(step, batch_workers.WINDOW_S, processes.all_reported)
             pace = processes.mean_pace()
-        return _Shared(seconds, max(pace.wall_s - beside.read_s, pace.cpu_s), pace.cpu_s)
+        return _Shared(seconds, max(pace.wall_s - beside.read_s, pace.cpu_s))
 
     figures: dict[Hashable, Measure] = {"alone": alone}
     figures |= {count: functools.partial(shared, count) for count in counts}
@@ -99,14 +98,13 @@ def calibrate_step(
     step_s = statistics.median(itertools.chain(*values["alone"]))
     cpu_s = step_s / max(1.0, threads / beside.cores)
     prepare_s = beside.prepare_s * (1 - beside.sending)  # these processes do not send their batches
-    slower, preparing, pace_cpu_s = [], [], []
+    slower, preparing = [], []
     for count in counts:
         even = max(1.0, (threads + count) / beside.cores)
         steps_s = statistics.median(itertools.chain(*(one.step_s for one in values[count])))
         pace_s = statistics.median(one.prepare_s for one in values[count])
         slower.append((count, steps_s / (cpu_s * even)))
         preparing.append((count, pace_s / (prepare_s * even)))
-        pace_cpu_s.append((count, statistics.median(one.prepare_cpu_s for one in values[count])))
     round_medians = [statistics.median(seconds) for seconds in values["alone"]]
     spread = (max(round_medians) - min(round_medians)) / 2 / step_s
     return StepCosts(
@@ -114,7 +112,6 @@ def calibrate_step(
         threads=threads,
         beside=slower,
         prepare_beside=preparing,
-        pace_cpu_s=pace_cpu_s,
         spread=spread,
     )
 

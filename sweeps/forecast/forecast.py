@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 from speech.calibration.costs import (
     Calibration,
     LoaderCosts,
-    interpolate,
     scale_seconds,
     simulated_step,
 )
@@ -178,10 +177,8 @@ def _batch_cpu_s(calibration: Calibration, workers: int, preparing: float) -> fl
     """Returns the CPU seconds a batch, if `preparing` workers prepare at once on average."""
     costs, step = calibration.loader, calibration.step
     if not workers:
-        return costs.inline_s
-    if step.pace_cpu_s:  # the step runs on the host's cores, beside the workers
-        return interpolate(step.pace_cpu_s, preparing) + costs.sending * costs.prepare_s
-    return costs.batch_cpu_s(preparing)
+        return costs.inline_s if step.inline_s is None else step.inline_s
+    return costs.batch_cpu_s(preparing) if step.worker_cpu_s is None else step.worker_cpu_s
 
 
 def closed_form_s(calibration: Calibration, batches: int, workers: int) -> float:
@@ -206,6 +203,12 @@ def _epoch(
     """Returns the epoch with costs at their low end (`side` -1), as measured (0), or high (1)."""
     batches, workers, prefetch, persistent = settings
     costs, step = calibration.loader, calibration.step
+    if step.inline_s is not None and step.worker_cpu_s is not None:
+        # The step runs on the host's cores, and batches take longer between steps and beside them
+        costs = costs.model_copy(
+            update={"inline_s": step.inline_s, "prepare_s": max(step.worker_cpu_s, costs.prepare_s)}
+        )
+    resume_s = step.resume_s / max(1.0, step.threads / costs.cores)
     factor, step_factor, accelerator_factor = (
         max(1 + side * spread, 0.0)
         for spread in (
@@ -227,7 +230,7 @@ def _epoch(
         cpus=costs.cpus,
         period_s=costs.period_s or LoaderCosts.model_fields["period_s"].default,
         **{name: _as_tuple(scale_seconds(factor, value)) for name, value in per_batch.items()},
-        step_cpu_s=step_factor * step.cpu_s,
+        step_cpu_s=step_factor * (step.cpu_s + (resume_s if workers else 0.0)),
         step_threads=step.threads,
         step_wait_s=accelerator_factor * step.wait_s,
         start_s=0.0 if persistent else factor * workers * costs.fork_s,

@@ -4,8 +4,11 @@ A trial is measured only if it could change the recommendation. The recommendati
 workers, then the least /dev/shm, whose time cannot be distinguished from the fastest
 (analysis/recommendation.py). Two kinds of trials cannot change it:
 
-- A trial whose interval lies entirely above that of the fastest trial.
+- A trial that is slower than the fastest even if both forecasts are wrong by RELATIVE_ERROR.
 - A trial that certainly overflows /dev/shm.
+
+The intervals of the forecasts are too wide for this comparison. Most of their width is the speed of
+the machine, and a slower machine makes both trials slower.
 
 All other trials are measured: every repeat of a cell, every trial without a forecast, and every
 trial of a block that compares something other than the time of its epochs.
@@ -20,6 +23,8 @@ from sweeps.forecast.forecast import Forecast
 from sweeps.forecast.shm_fit import ShmRequirement
 from sweeps.trial_states import ShmVerdict
 
+# Error of a forecast in relation to another one by the same calibration
+RELATIVE_ERROR = 0.06
 # Metrics that rank the trials of a group as the seconds of their epochs do
 EPOCH_TIME_METRICS = ("epoch_s", "clips_per_s")
 # Loader settings without a meaning at 0 workers
@@ -45,15 +50,16 @@ def skippable_trials(
             and requirements[trial.trial_id].verdict != ShmVerdict.OVERFLOWS
         ]
         # A trial that may overflow is perhaps no valid choice, so it rules out no other trial
-        certain_high_s = [
-            forecasts[trial.trial_id].high_s
+        certain_s = [
+            forecasts[trial.trial_id].epoch_s
             for trial in possible
             if requirements[trial.trial_id].verdict == ShmVerdict.FITS
         ]
+        fastest_s = (1 + RELATIVE_ERROR) * min(certain_s, default=float("inf"))
         in_reach |= {
             trial.trial_id
             for trial in possible
-            if forecasts[trial.trial_id].low_s <= min(certain_high_s, default=float("inf"))
+            if (1 - RELATIVE_ERROR) * forecasts[trial.trial_id].epoch_s <= fastest_s
         }
     return frozenset(trial.trial_id for trial in timed if trial.trial_id not in in_reach)
 
