@@ -26,7 +26,7 @@ from analysis.tradeoff import TWO_SPEEDS, epoch_times_of, groups
 MARK = "†"  # marks a time whose trials vary widely
 SPREAD_NOTE = f"{MARK} Fastest and slowest trial differ by more than {percent(WIDE)} of the median."
 NOT_RUN = "not run yet"
-NOT_MEASURED = "~ Not measured: the forecast shows that this cell cannot change the recommendation."
+NOT_MEASURED = "~ Not measured: by the forecast, this cell does not matter for the recommendation."
 MEDIAN_NOTE = (
     "Median over n trials of their epoch seconds (fastest-slowest trial); warm epochs only."
 )

@@ -9,7 +9,7 @@ from sweeps.config.config import Metric
 from sweeps.config.plan import TrialSpec
 from sweeps.forecast.forecast import Forecast
 from sweeps.forecast.shm_fit import ShmRequirement
-from sweeps.forecast.trial_selection import RELATIVE_ERROR, skippable_trials
+from sweeps.forecast.trial_selection import NO_SLOWER, RELATIVE_ERROR, skippable_trials
 
 EPOCH_S = Metric(name="epoch_s", goal="minimize")
 MIB = 1 << 20
@@ -84,6 +84,21 @@ def test_a_trial_is_left_out_if_an_error_in_both_forecasts_could_not_make_it_the
     assert grid.left_out() == {"far"}
 
 
+def test_more_workers_are_measured_only_if_they_promise_to_be_no_slower(grid) -> None:
+    grid.cell("0", 0, 3.10)
+    grid.cell("1", 1, 3.00)
+    grid.cell("2", 2, 3.00 * (1 + NO_SLOWER) - 0.001)
+    grid.cell("4", 4, 3.00 * (1 + NO_SLOWER) + 0.001)
+    grid.cell("8", 8, 2.95)
+    assert grid.left_out() == {"4"}
+
+
+def test_fewer_workers_that_may_overflow_rule_nothing_out(grid) -> None:
+    grid.cell("1", 1, 3.0, "depends")
+    grid.cell("2", 2, 3.2)
+    assert grid.left_out() == set()
+
+
 def test_a_trial_that_is_sure_to_overflow_is_left_out_and_puts_nothing_out_of_reach(grid) -> None:
     grid.cell("overflows", 8, 1.5, "overflows")
     grid.cell("fits", 2, 3.5)
@@ -130,12 +145,12 @@ def test_each_size_of_dev_shm_competes_and_each_block_and_form_is_a_question_of_
 
 
 def test_the_trial_without_workers_belongs_to_each_prefetch_it_could_have_had(grid) -> None:
-    """Planned once, it is in reach of the slow prefetch alone, so it is measured."""
+    """Planned once, it is the fastest of the slow prefetch alone, so it is measured."""
     grid.cell("0", 0, 5.5, prefetch_factor=2)
     grid.cell("2 of 2", 2, 3.5, prefetch_factor=2)
     grid.cell("2 of 1", 2, 6, prefetch_factor=1)
     grid.cell("4 of 1", 4, 7.5, prefetch_factor=1)
-    assert grid.left_out() == {"4 of 1"}
+    assert grid.left_out() == {"2 of 1", "4 of 1"}
     grid.trials = [trial for trial in grid.trials if trial.config.loader.prefetch_factor == 2]
     assert grid.left_out() == {"0"}
 

@@ -1,10 +1,12 @@
 """Selects the trials that `method: forecast` need not measure; they are only forecast, and marked.
 
-A trial is measured only if it could change the recommendation. The recommendation is the fewest
-workers, then the least /dev/shm, whose time cannot be distinguished from the fastest
-(analysis/recommendation.py). Two kinds of trials cannot change it:
+A trial is measured only if it is expected to matter for the recommendation. The recommendation is
+the fewest workers, then the least /dev/shm, whose time cannot be distinguished from the fastest
+(analysis/recommendation.py). Three kinds of trials are not expected to matter:
 
 - A trial that is slower than the fastest even if both forecasts are wrong by RELATIVE_ERROR.
+- A trial that is forecast to be slower than one with fewer workers, by more than NO_SLOWER. To be
+  recommended it would have to be clearly faster.
 - A trial that certainly overflows /dev/shm.
 
 The intervals of the forecasts are too wide for this comparison. Most of their width is the speed of
@@ -15,6 +17,7 @@ trial of a block that compares something other than the time of its epochs.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
@@ -25,6 +28,8 @@ from sweeps.trial_states import ShmVerdict
 
 # Error of a forecast in relation to another one by the same calibration
 RELATIVE_ERROR = 0.06
+# Part by which a trial with more workers may be forecast to be slower, and is still measured
+NO_SLOWER = 0.01
 # Metrics that rank the trials of a group as the seconds of their epochs do
 EPOCH_TIME_METRICS = ("epoch_s", "clips_per_s")
 # Loader settings without a meaning at 0 workers
@@ -50,17 +55,24 @@ def skippable_trials(
             and requirements[trial.trial_id].verdict != ShmVerdict.OVERFLOWS
         ]
         # A trial that may overflow is perhaps no valid choice, so it rules out no other trial
-        certain_s = [
-            forecasts[trial.trial_id].epoch_s
+        certain = [
+            (trial.config.loader.num_workers, forecasts[trial.trial_id].epoch_s)
             for trial in possible
             if requirements[trial.trial_id].verdict == ShmVerdict.FITS
         ]
-        fastest_s = (1 + RELATIVE_ERROR) * min(certain_s, default=float("inf"))
-        in_reach |= {
-            trial.trial_id
-            for trial in possible
-            if (1 - RELATIVE_ERROR) * forecasts[trial.trial_id].epoch_s <= fastest_s
-        }
+        for trial in possible:
+            workers, epoch_s = (
+                trial.config.loader.num_workers,
+                forecasts[trial.trial_id].epoch_s,
+            )
+            fastest_s = min((seconds for _, seconds in certain), default=math.inf)
+            with_fewer_s = min(
+                (seconds for fewer, seconds in certain if fewer < workers), default=math.inf
+            )
+            if (1 - RELATIVE_ERROR) * epoch_s <= (1 + RELATIVE_ERROR) * fastest_s and epoch_s <= (
+                1 + NO_SLOWER
+            ) * with_fewer_s:
+                in_reach.add(trial.trial_id)
     return frozenset(trial.trial_id for trial in timed if trial.trial_id not in in_reach)
 
 
