@@ -48,7 +48,7 @@ class TrialState(StrEnum):
     """The trial is settled, but runs once more because something outside disturbed its times."""
 
     NOT_MEASURED = "not measured"
-    """The trial is only forecast, because it cannot change the recommendation."""
+    """The trial is only forecast, because it does not matter for the recommendation."""
 
 
 class StatusGroup(StrEnum):

@@ -142,7 +142,8 @@ class TrialForecasts:
             expected += f" and {len(pending) - len(known)} uncalibrated"
         counts = format_counts(self.state(trial.trial_id, states) for trial in trials)
         lines = [
-            f"{self.config.name}: {len(trials)} trials ({blocks}), {counts}; {len(pending)} to"
+            f"{self.config.name}: {len(trials)} trial{'' if len(trials) == 1 else 's'} ({blocks}),"
+            f" {counts}; {len(pending)} to"
             f" run{expected}"
         ]
         if self.config.method == "forecast":

@@ -83,8 +83,8 @@ def sweep_note(
         f"- {_describe_block(block, rows, write)}" for block, rows in blocks.items() if block
     )
     return (
-        f"**{name}**: a sweep of {len(plan)} trials, each a child of this run.\n\n{varied}\n\n[All"
-        " trials with varied parameters, outcomes and"
+        f"**{name}**: a sweep of {len(plan)} trial{'' if len(plan) == 1 else 's'}, each a child of"
+        f" this run.\n\n{varied}\n\n[All trials with varied parameters, outcomes and"
         f" figures](#/experiments/{experiment_id}/runs?viewStateShareKey={name}).\n\nArtifacts:"
         " `report.html` recommendations, tables and pictures; `tables.md` only the tables;"
         " `sweep.yaml` the sweep file; `plan.json` every trial and its forecast; `corpora.json`"
