@@ -165,7 +165,7 @@ def test_trials_with_a_cached_calibration_are_forecast(calibrated) -> None:
     last step with one. The interval is 10 % to either side, and a trial has 2 epochs."""
     lines = printed(calibrated)
     found = [row[-4] for row in rows(lines)]
-    assert found == ["0.39 (0.35-0.43)"] * 2 + ["0.29 (0.26-0.32)"] * 3 + ["uncalibrated"] * 2
+    assert found == ["0.39 (0.33-0.46)"] * 2 + ["0.29 (0.24-0.35)"] * 3 + ["uncalibrated"] * 2
     assert outline(lines) == ([7, 5, 2, 7, 7, 3, 2], {"new": 7})
 
 

@@ -91,15 +91,16 @@ def _classify_finished(training_end: TrainingEnd) -> ClassifiedOutcome:
 
 
 def _is_shm_full(ending: dict[str, Any]) -> bool:
-    """Returns whether one batch more than at the peak would have exceeded /dev/shm.
+    """Returns whether one batch more than at the peak would have filled /dev/shm or exceeded it.
 
-    Without batches, it is one page more.
+    Without batches, it is one page more. The peak is sampled, and the moment at which /dev/shm was
+    full may lie between two samples.
     """
     if "shm_limit_bytes" not in ending:
         return False
     more = max(ending["batch_bytes"], PAGE_BYTES)
     return (
-        ending["shm_peak_bytes"] + more > ending["shm_limit_bytes"] - ending["shm_unrelated_bytes"]
+        ending["shm_peak_bytes"] + more >= ending["shm_limit_bytes"] - ending["shm_unrelated_bytes"]
     )
 
 
