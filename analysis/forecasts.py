@@ -5,7 +5,7 @@ regret: how much slower than the fastest is the cell that the forecast would hav
 that cost nothing are tested too: the textbooks' closed form max(), and the rule that a loader has
 as many workers as there are cores.
 
-Two forecasts were in the tracker before their trial began: the planned one, and the one at the
+Two forecasts are registered before the trial's first epoch: the planned one, and the one at the
 trial's start, after a probe of the machine's speed. A third figure is computed afterwards, at the
 speed that the trial met. It shows the error of the model without that of the machine's speed.
 Intervals are judged by their interval score, which is smaller for narrow intervals and for those

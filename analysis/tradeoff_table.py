@@ -28,12 +28,12 @@ SPREAD_NOTE = f"{MARK} Fastest and slowest trial differ by more than {percent(WI
 NOT_RUN = "not run yet"
 NOT_MEASURED = "~ Not measured: by the forecast, this cell does not matter for the recommendation."
 MEDIAN_NOTE = (
-    "Median over n trials of their epoch seconds (fastest-slowest trial); warm epochs only."
+    "Median over n trials of their epoch seconds (fastest-slowest trial); timed epochs only."
 )
 SPEED_MARK = "‡"  # marks a time whose epochs met two speeds of the cores
 SPEED_NOTE = (
-    f"{SPEED_MARK} The cores ran at two speeds: for the same batches, some epochs took over"
-    f" {percent(TWO_SPEEDS)} more CPU time than others."
+    f"{SPEED_MARK} The cores ran at two speeds: some epochs took over {percent(TWO_SPEEDS)} more CPU"
+    " time for the same batches."
 )
 
 # header of a size -> num_workers -> texts of its cell

@@ -101,6 +101,10 @@ class Trial(Group):
         False,
         description="its times are compared, so it trains to its end even if it has diverged",
     )
+    alone: bool = Field(
+        True,
+        description="no other trial runs on its cores, so their use by others disturbs its epochs",
+    )
     probe_speed: bool = Field(
         False, description="measure the speed of the machine before the first epoch"
     )

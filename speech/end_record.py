@@ -2,7 +2,8 @@
 
 The summary holds medians over the timed epochs, the peak of /dev/shm, and the accuracies of the
 snapshots and of their ensemble on the validation split. The timed epochs are the warm ones that
-nothing outside the trial disturbed; if all were disturbed, they are all warm epochs.
+nothing outside the trial disturbed; if all were disturbed, they are all warm epochs. Of a trial
+that shares its cores with others on purpose, all warm epochs are timed.
 """
 
 import math
@@ -48,7 +49,7 @@ def end_record(
     missing_cycles = (
         [cycle for cycle in cycles if cycle >= len(finite) or not finite[cycle]] if learns else []
     )
-    summary = _epoch_figures(progress.epochs, trial.warmup_epochs)
+    summary = _epoch_figures(progress.epochs, trial)
     if ensemble:
         summary |= _accuracies(ensemble, missing_cycles, account)
     if missing_cycles:
@@ -88,13 +89,13 @@ def _describe_divergence(
     return f"{cause}{shortened}{members}; {MEND}"
 
 
-def _epoch_figures(epochs: list[dict[str, float]], warmup_epochs: int) -> dict[str, float]:
+def _epoch_figures(epochs: list[dict[str, float]], trial: Trial) -> dict[str, float]:
     """Returns the figures of the summary that follow from the epochs' metrics.
 
     They are medians over the timed epochs, and the peak of /dev/shm over all epochs.
     """
-    warm = epochs[warmup_epochs:]
-    timed = [epoch for epoch in warm if not is_disturbed(epoch, usable_cores())]
+    warm, cores = epochs[trial.warmup_epochs :], usable_cores()
+    timed = [epoch for epoch in warm if not (trial.alone and is_disturbed(epoch, cores))]
     figures = {"train_s": sum(epoch["time/epoch_s"] for epoch in epochs)}
     for name, metric in MEDIANS.items():
         values = [epoch[metric] for epoch in timed or warm if metric in epoch]

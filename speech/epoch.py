@@ -17,7 +17,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from speech import usage
-from speech.fetches import Fetches, FetchLog, prefetch_hit_rate, worker_values
+from speech.fetches import (
+    Fetches,
+    FetchLog,
+    later_batches_cpu_s,
+    prefetch_hit_rate,
+    worker_values,
+)
 from speech.learner import Interval, Learner
 from speech.loading import choose_fetch
 from speech.shm_usage import shm_usage
@@ -191,8 +197,8 @@ def _loader_metrics(fetches: Fetches, request_s: Sequence[float]) -> dict[str, f
     """
     share = prefetch_hit_rate(fetches, request_s)
     metrics = {} if share is None else {"loader/prefetch_hit_rate": share}
-    if fetches["cpu_s"]:
-        metrics["cpu/batch_s"] = statistics.median(fetches["cpu_s"])
+    if batches_cpu_s := later_batches_cpu_s(fetches):
+        metrics["cpu/batch_s"] = statistics.median(batches_cpu_s)
     return metrics
 
 

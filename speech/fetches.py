@@ -57,7 +57,8 @@ class FetchLog:
             self._pid = os.getpid()
             self._cpu_s, self._read_bytes = 0.0, 0  # a worker's start counts for its first batch
         self._step, self._begin_s = step, time.perf_counter()
-        self._thread_s = time.thread_time()
+        if get_worker_info() is None:
+            self._thread_s = time.thread_time()
 
     def end(self) -> None:
         """Records that the batch is ready.
@@ -148,6 +149,21 @@ def prefetch_hit_rate(fetches: Fetches, request_s: Sequence[float]) -> float | N
         if worker != MAIN
     ]
     return sum(end_s <= request_s[step] for step, end_s in pairs) / len(pairs) if pairs else None
+
+
+def later_batches_cpu_s(fetches: Fetches) -> list[float]:
+    """Returns the CPU seconds of each batch but the first ones of the workers.
+
+    A worker's first batch of an epoch includes its start. If no worker has prepared a second one,
+    the result is empty.
+    """
+    started: set[int] = {MAIN}
+    later = []
+    for worker, cpu_s in zip(fetches["worker"], fetches["cpu_s"], strict=True):
+        if worker in started:
+            later.append(cpu_s)
+        started.add(worker)
+    return later
 
 
 def worker_values(fetches: Fetches, column: str) -> list[Any]:

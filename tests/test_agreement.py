@@ -5,7 +5,7 @@ import pytest
 from speech.calibration.agreement import find_disagreement
 from tests.planted_calibrations import planted
 
-# What facts of a real launch showed beside a busy process: 815 ms inline for batches of 46 ms
+# A real launch beside a busy process measured 815 ms inline for such batches
 PLAUSIBLE = {"inline_s": 0.046, "prepare_s": 0.05, "sending": 0.08, "receive_s": [(0, 0.0004)]}
 
 

@@ -131,8 +131,9 @@ def test_the_forecast_is_in_the_tracker_before_the_trial_runs(
         template.close()
     assert forecast.metrics().items() <= seen[0].items()
     assert "epoch_s" not in seen[0]
-    start_s = [seen[0][f"forecast_at_start{end}_s"] for end in ("_low", "", "_high")]
+    start_s = [seen[-1][f"forecast_at_start{end}_s"] for end in ("_low", "", "_high")]
     assert start_s == sorted(start_s)
+    assert start_s[1] < 0.5 * forecast.epoch_s, "a tone takes far less than the planted 80 ms"
     # The planted batch of 80 ms is far from what a tone takes, and so is the speed
     met = Slowdown(
         prepare=ended.summary["batch_cpu_s"] / forecast.batch_cpu_s,

@@ -25,19 +25,20 @@ def find_disagreement(costs: LoaderCosts) -> str | None:
     plain_s = (1 - costs.sending) * costs.prepare_s
     copy_s = NEGLIGIBLE_S + costs.batch_bytes / BYTES_PER_S
     larger_s, smaller_s = max(costs.inline_s, plain_s), min(costs.inline_s, plain_s)
-    if larger_s > MAX_RATIO * smaller_s + NEGLIGIBLE_S:
+    # Waits for reads were subtracted from both, and vary
+    if larger_s > MAX_RATIO * smaller_s + NEGLIGIBLE_S + costs.read_s:
         return (
             f"preparing a batch took {_ms(costs.inline_s)} in the training process and"
             f" {_ms(plain_s)} in another process, for the same work on one thread"
         )
-    if costs.prepare_s > MAX_RATIO * plain_s + copy_s:
+    if costs.prepare_s > MAX_RATIO * plain_s + copy_s + costs.read_s:
         return (
             f"preparing a batch took {_ms(costs.prepare_s)} in a worker and {_ms(plain_s)} in a"
             f" plain process; the copy of {costs.batch_bytes:,} bytes to /dev/shm explains"
             f" {_ms(copy_s)} at most"
         )
     receive_s = dict(costs.receive_s).get(0, 0.0)
-    if receive_s > copy_s:
+    if receive_s > copy_s and costs.cpus is None:  # a quota may hold the loop back meanwhile
         return (
             f"receiving a batch that was ready took {_ms(receive_s)}; its {costs.batch_bytes:,}"
             f" bytes explain {_ms(copy_s)} at most"

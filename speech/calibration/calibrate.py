@@ -141,8 +141,7 @@ def calibrate_loader(
     over the loader's data. With `inline` false, this process never reads the dataset itself, and
     `inline_s` is 0; the caller measures it separately. `watch` is called with the process id of a
     worker that has worked for a while. Raises MachineBusy if other programs disturb too much, and
-    ValueError for a loader over an IterableDataset,
-    which does not define the samples of a batch.
+    ValueError for a loader over an IterableDataset, which does not define the samples of a batch.
     """
     plain = make(0, None, False)
     if isinstance(plain.dataset, IterableDataset):

@@ -145,12 +145,14 @@ class StepCosts(BaseModel):
         """Returns the seconds of a step while no process prepares."""
         return self.wait_s + self.cpu_s * max(1.0, self.threads / cores)
 
-    def delay_by_sharing_s(self, cores: float) -> float:
+    def delay_by_sharing_s(self, cores: float, prepare_s: float) -> float:
         """Returns by how many seconds a step takes longer if one worker prepares a batch meanwhile,
         since both share the cores.
+
+        `prepare_s` is LoaderCosts.prepare_s, to which `prepare_beside` refers.
         """
         even = max(1.0, (self.threads + 1) / cores)
-        computing_s = (self.worker_cpu_s or 0.0) * even * dict(self.prepare_beside).get(1, 1.0)
+        computing_s = prepare_s * even * dict(self.prepare_beside).get(1, 1.0)
         alone = max(1.0, self.threads / cores)
         return computing_s * max(1 - alone / (even * dict(self.beside).get(1, 1.0)), 0.0)
 
@@ -208,6 +210,29 @@ class Calibration(BaseModel):
         None, description="speed of the machine during the calibration; absent: never compared"
     )
     took_s: float = Field(description="seconds that the calibration took")
+
+    def beside_step(self) -> "Calibration":
+        """Returns the costs of batches between steps and beside them, if the host computes steps.
+
+        Batches then take longer, as the step empties the caches. `prepare_beside` contains that
+        already, and is divided by it.
+        """
+        step, loader = self.step, self.loader
+        if step.inline_s is None or step.worker_cpu_s is None:
+            return self
+        factor = max(step.worker_cpu_s / loader.prepare_s, 1.0)
+        slower = {
+            "inline_s": step.inline_s,
+            "prepare_s": factor * loader.prepare_s,
+            "pace_cpu_s": scale_seconds(factor, loader.pace_cpu_s),
+        }
+        beside = {"prepare_beside": [(n, part / factor) for n, part in step.prepare_beside]}
+        return self.model_copy(
+            update={
+                "loader": loader.model_copy(update=slower),
+                "step": step.model_copy(update=beside),
+            }
+        )
 
     def at(self, slowdown: Slowdown) -> "Calibration":
         """Returns the costs if the cores are slower than during the calibration.

@@ -40,11 +40,14 @@ def add_interplay(
 ) -> StepCosts:
     """Returns `step_costs` with what `step` and the preparation of its batches do to each other.
 
-    `make` builds the loader, and `refresh` is called before every pass over its data. Raises
-    MachineBusy.
+    `make` builds the loader, and `refresh` is called before every pass over its data. If its epochs
+    are too short to see it, `step_costs` are returned unchanged. Raises MachineBusy.
     """
+    plain = make(0, None, False)
+    if len(plain) <= SKIPPED:
+        return step_costs
     figures: dict[Hashable, Measure] = {
-        0: functools.partial(_alternate, make(0, None, False), step, refresh),
+        0: functools.partial(_alternate, plain, step, refresh),
         1: functools.partial(_train_beside_worker, make, step, refresh),
     }
     values = measure_rounds(figures, ROUNDS, MAX_ROUNDS_S)
@@ -52,7 +55,7 @@ def add_interplay(
     costs = step_costs.model_copy(
         update={"inline_s": alone.batch_cpu_s, "worker_cpu_s": beside.batch_cpu_s}
     )
-    shared_s = costs.delay_by_sharing_s(loader_costs.cores)
+    shared_s = costs.delay_by_sharing_s(loader_costs.cores, loader_costs.prepare_s)
     delay_s = max(beside.step_s - alone.step_s - shared_s, 0.0)
     return costs.model_copy(update={"resume_s": delay_s})
 
@@ -101,8 +104,7 @@ def _add_cpu_time(collate: Callable[[Any], Any], samples: Any) -> tuple[Any, flo
 
 
 def _summarise(batches_cpu_s: list[float], steps_s: list[float]) -> _Interplay:
-    """Returns the medians of the counted steps; of all steps if the data is too short."""
-    skipped = SKIPPED if len(steps_s) > SKIPPED else 0
+    """Returns the medians of the counted steps."""
     return _Interplay(
-        statistics.median(batches_cpu_s[skipped:]), statistics.median(steps_s[skipped:])
+        statistics.median(batches_cpu_s[SKIPPED:]), statistics.median(steps_s[SKIPPED:])
     )

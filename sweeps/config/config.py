@@ -227,7 +227,7 @@ class SweepConfig(Group):
     method: Literal["grid", "forecast"] = Field(
         "grid",
         description=(
-            "grid: measure every combination; forecast: measure those that could change the"
+            "grid: measure every combination; forecast: measure those that may matter for the"
             " recommendation, and forecast the others"
         ),
     )

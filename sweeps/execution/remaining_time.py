@@ -2,8 +2,8 @@
 
 The remaining time is the forecast, corrected by measurements. If trials took 1.2 times their
 forecast, so will the remaining ones of their block, with workers or without: these depend on the
-same measured costs. A trial that has completed epochs is extrapolated from them. A
-trial without a forecast is expected to take as long as the other trials of its block.
+same measured costs. A trial that has completed epochs is extrapolated from them. A trial without a
+forecast is expected to take as long as the other trials of its block.
 """
 
 import statistics

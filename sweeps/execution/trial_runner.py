@@ -197,8 +197,8 @@ class _Attempt:
         Without a probe the planned forecast is corrected.
         """
         plan, config = self.plan, self.spec.config
-        if not (plan.forecast and plan.calibration):
-            return None
+        if not (plan.forecast and plan.calibration) or "continued_epoch" in setup:
+            return None  # epochs of an interrupted attempt met the speed of another hour
         forecast = plan.forecast
         if setup.get("speed") and plan.calibration.speed:
             slowdown = Speed.model_validate(setup["speed"]).slowdown(plan.calibration.speed)
@@ -220,9 +220,12 @@ class _Attempt:
     def _forecast_at_speed(self, summary: dict[str, float]) -> dict[str, float]:
         """Returns the forecast at the speed that the timed epochs met, as their batches tell it."""
         plan = self.plan
-        if not (plan.forecast and plan.calibration and "batch_cpu_s" in summary):
+        if not (plan.forecast and plan.calibration):
             return {}
-        factor = summary["batch_cpu_s"] / plan.forecast.batch_cpu_s
+        met_s, planned_s = summary.get("batch_cpu_s", 0.0), plan.forecast.batch_cpu_s
+        if min(met_s, planned_s) <= 0:  # without a batch, or one below the clock's resolution
+            return {}
+        factor = met_s / planned_s
         slowdown = Slowdown(prepare=factor, step=factor)
         return {
             "forecast_at_speed_s": plan.forecast_at(self.spec.config, slowdown).epoch_s,
@@ -278,6 +281,7 @@ class _Attempt:
             continues=spec.metric.name in LEARNING_METRICS,
             timed=spec.metric.name not in LEARNING_METRICS,
             fingerprint=launch.fingerprints.get(spec.config.corpus.selection_key(), ""),
+            alone=launch.exclusive,
             probe_speed=self.plan.calibration is not None
             and self.plan.shm_requirement.verdict != ShmVerdict.OVERFLOWS,
         )

@@ -43,7 +43,7 @@ from sweeps.sandbox.outcome import classify
 from sweeps.trial_states import Outcome
 
 # Part of every name: raise it to measure the same batches on the same machine again
-COSTS_VERSION = 5
+COSTS_VERSION = 6
 # Packages that decode, collate and compute
 PACKAGES = ("torch", "torchvision", "torchaudio", "numpy", "pillow", "soundfile")
 MAX_BATCHES_IN_SHM = 6  # most batches that a calibration's loaders have in /dev/shm at once
@@ -220,7 +220,7 @@ def _measure(
         seen = programs.describe()
         raise MachineBusy(f"{error['message']}{seen and f', most of all {seen}'}")
     if error and error["type"] == Disagreement.__name__:
-        log(f"{request} is uncalibrated, since two figures contradict: {error['message']}")
+        log(f"{request} is uncalibrated, as two figures contradict each other: {error['message']}")
     else:
         _log_failure(request, error, ending, log_file, log)
     return None

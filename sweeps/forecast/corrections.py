@@ -20,7 +20,7 @@ def is_wrong(forecast: Forecast, measured_s: float) -> bool:
 
 @dataclass
 class Corrections:
-    """Holds the factors by which forecasts of this launch turned out wrong."""
+    """Holds the factors by which the forecasts of the trials of one Ray actor turned out wrong."""
 
     _factors: list[tuple[Calibration, bool, float]] = field(default_factory=list)
 

@@ -175,10 +175,8 @@ def forecast_epoch(
 
 def _batch_cpu_s(calibration: Calibration, workers: int, preparing: float) -> float:
     """Returns the CPU seconds a batch, if `preparing` workers prepare at once on average."""
-    costs, step = calibration.loader, calibration.step
-    if not workers:
-        return costs.inline_s if step.inline_s is None else step.inline_s
-    return costs.batch_cpu_s(preparing) if step.worker_cpu_s is None else step.worker_cpu_s
+    costs = calibration.beside_step().loader
+    return costs.batch_cpu_s(preparing) if workers else costs.inline_s
 
 
 def closed_form_s(calibration: Calibration, batches: int, workers: int) -> float:
@@ -202,12 +200,8 @@ def _epoch(
 ) -> Epoch:
     """Returns the epoch with costs at their low end (`side` -1), as measured (0), or high (1)."""
     batches, workers, prefetch, persistent = settings
+    calibration = calibration.beside_step()
     costs, step = calibration.loader, calibration.step
-    if step.inline_s is not None and step.worker_cpu_s is not None:
-        # The step runs on the host's cores, and batches take longer between steps and beside them
-        costs = costs.model_copy(
-            update={"inline_s": step.inline_s, "prepare_s": max(step.worker_cpu_s, costs.prepare_s)}
-        )
     resume_s = step.resume_s / max(1.0, step.threads / costs.cores)
     factor, step_factor, accelerator_factor = (
         max(1 + side * spread, 0.0)

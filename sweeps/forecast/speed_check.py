@@ -12,7 +12,7 @@ from pathlib import Path
 from speech.calibration.costs import Calibration, Slowdown, Speed
 from sweeps.forecast.calibration import CalibrationRequest, calibration_task
 from sweeps.host.node import Log
-from sweeps.sandbox.isolation import ForkServer
+from sweeps.sandbox.isolation import ForkServer, Record
 
 TIMEOUT_S = 60.0
 # Factors within which a calibration holds as it is, and within which it is scaled. The cores of a
@@ -31,17 +31,22 @@ def check_calibrations(
     """Returns the `cached` calibrations at the present speed, without those to measure again.
 
     `requests` are the calibrations to check. The others are returned unchanged, and so are those
-    whose check other programs disturbed.
+    whose check failed or was disturbed by other programs.
     """
     checked = dict(cached)
     for request in requests:
         calibration = cached.get(request.name)
         if calibration is None or calibration.speed is None:
             continue
-        speed = _probe(fork_server, request, private, log_file)
-        if speed is None:
+        record = _probe(fork_server, request, private, log_file)
+        if record is None:
+            log(f"{request}: calibrated earlier; the check of its speed failed, see {log_file}")
+            continue
+        log_file.unlink(missing_ok=True)
+        if record["speed"] is None:
             log(f"{request}: calibrated earlier; the machine is too busy to check its speed")
             continue
+        speed = Speed.model_validate(record["speed"])
         slowdown = speed.slowdown(calibration.speed)
         if _is_within(slowdown, UNCHANGED):
             continue
@@ -56,13 +61,11 @@ def check_calibrations(
 
 def _probe(
     fork_server: ForkServer, request: CalibrationRequest, private: bool, log_file: Path
-) -> Speed | None:
-    """Returns the present speed; None if it can't be measured now."""
+) -> Record | None:
+    """Returns the record of the present speed; None if the probe failed or took too long."""
     task = calibration_task("speed", request, private, log_file.parent)
     records = list(fork_server.run(task, log_file, TIMEOUT_S))
-    found = next((record["speed"] for record in records if record["kind"] == "speed"), None)
-    log_file.unlink(missing_ok=True)
-    return Speed.model_validate(found) if found else None
+    return next((record for record in records if record["kind"] == "speed"), None)
 
 
 def _is_within(slowdown: Slowdown, factor: float) -> bool:

@@ -8,7 +8,8 @@ there, beside two rivals that need no simulation: the closed form max(), and the
 one JSON object.
 
 With --busy, a seeded program keeps one core busy in bursts of 2 to 20 s during calibrations and
-trials. Its calibrations are measured anew and compared with those of the quiet run in --folder.
+trials. Its calibrations are measured anew, and compared with those in the user's cache, which are
+the quiet run's.
 """
 
 import argparse

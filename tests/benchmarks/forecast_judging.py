@@ -292,6 +292,7 @@ def judge_method(
             (spec.trial_id, ran[at])
             for spec in block_specs
             if (at := (spec.config.loader.num_workers, spec.repeat)) in ran
+            and pd.notna(ran[at]["batch_bytes"])  # else it ended before its setup record
         ]
         forecasts = {
             key: as_forecast(trial) for key, trial in pairs if pd.notna(trial["forecast_epoch_s"])
