@@ -32,8 +32,8 @@ MEDIAN_NOTE = (
 )
 SPEED_MARK = "‡"  # marks a time whose epochs met two speeds of the cores
 SPEED_NOTE = (
-    f"{SPEED_MARK} The cores ran at two speeds: some epochs took over {percent(TWO_SPEEDS)} more CPU"
-    " time for the same batches."
+    f"{SPEED_MARK} The cores ran at two speeds: some epochs took over {percent(TWO_SPEEDS)} more"
+    " CPU time for the same batches."
 )
 
 # header of a size -> num_workers -> texts of its cell

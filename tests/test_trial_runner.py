@@ -144,6 +144,32 @@ def test_the_forecast_is_in_the_tracker_before_the_trial_runs(
     )
 
 
+def test_a_wrong_forecast_is_told_once_and_corrects_the_next_one(
+    tmp_path, tracking, tone_trial
+) -> None:
+    """Plants batches of 2 s whose speed was never probed, so that nothing scales them."""
+    spec = spec_of(simulated(tone_trial, num_workers=0), "wrong")
+    calibration = planted(inline_s=2.0).model_copy(update={"speed": None})
+    plan = plan_of(spec)
+    forecast = forecast_trial(spec.config, calibration, 12, plan.shm_requirement)
+    plan = replace(plan, forecast=forecast, calibration=calibration, training_clips=12)
+    template, corrections = ForkServer(ROOT), Corrections()
+    launch = launch_of(tracking, tmp_path, [spec])
+    try:
+        first, second = (
+            run_trial(template, spec, plan, launch, corrections, lambda epoch: None)
+            for _ in range(2)
+        )
+    finally:
+        template.close()
+    assert first.wrong_forecast
+    assert f"{forecast.epoch_s:.2f}" in first.wrong_forecast
+    assert second.wrong_forecast is None
+    assert corrections.factor(calibration, 0) == pytest.approx(
+        first.summary["epoch_s"] / forecast.epoch_s
+    )
+
+
 def test_a_run_tells_what_was_foreseen_what_was_read_back_and_what_it_ran_on(
     tmp_path, tracking, tone_trial
 ) -> None:
