@@ -100,6 +100,16 @@ def test_a_line_a_size_with_its_spread_and_the_forecast_dashed(drawn):
     assert axes.get_ylim()[0] == 0
 
 
+def test_a_forecast_far_off_leaves_the_axis_to_what_was_measured(first_look):
+    block = PICTURES[epoch_time_plot.epoch_seconds][0]
+    runs = filter_trials(sweep_runs("first-look", first_look.uri), [f"block={block}"])
+    names = [name for name in runs.trials if name.startswith("forecast_epoch")]
+    wrong = runs.with_trials(runs.trials.assign(**{name: 12 * runs.trials[name] for name in names}))
+    (axes,) = epoch_time_plot.epoch_seconds(wrong).axes
+    slowest_s = runs.trials["epoch_s"].max()
+    assert slowest_s < axes.get_ylim()[1] < 1.5 * slowest_s
+
+
 def legend(axes):
     return [" ".join(text.get_text().split()) for text in axes.get_legend().get_texts()]
 
