@@ -59,13 +59,15 @@ def sweep_id(launched) -> str:
 
 
 def cell(page: Page, run_id: str, column: str) -> str:
-    """What the table of runs has in a trial's row; '' for its dash."""
+    """Returns what the table of runs has in a trial's row, once it is drawn; '' for its dash."""
     row = (
         page.locator(f"a[href$='/runs/{run_id}']")
         .locator("xpath=ancestor::*[@row-index]")
         .first.get_attribute("row-index")
     )
-    text = page.locator(f"[row-index='{row}'] [col-id='{column}']").first.inner_text().strip()
+    shown = page.locator(f"[row-index='{row}'] [col-id='{column}']").first
+    expect(shown).not_to_have_text("")  # the table draws its cells one after the other
+    text = shown.inner_text().strip()
     return "" if text == "-" else text
 
 
