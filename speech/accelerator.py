@@ -5,18 +5,24 @@ replaces only the accelerator's work, by a wait. Clips are read, transformed and
 epoch's timing is therefore that of the loader. A simulated trial does not learn.
 """
 
+import functools
 import re
 import statistics
 import time
+from collections.abc import Callable, Hashable
 
 import torch
 
+from speech.calibration.undisturbed_rounds import MachineBusy, Measure, Values, measure_rounds
 from speech.config import RuntimeSettings, TrialConfig
 from speech.cpu import cpu_model
 from speech.learner import Learner
 from speech.training_config import Device, Model, Precision
 
-PROBE_STEPS = 5
+# Every setting is timed in so many rounds; after PROBE_S undisturbed seconds one round suffices
+PROBE_ROUNDS, PROBE_S = 3, 20.0
+PATIENCE_S = 5.0  # of disturbed attempts in a row, since any setting is right, if not the fastest
+MIN_PROBE_S = 0.3  # a value is measured for at least this time, as the kernel counts use in ticks
 MIN_SPEEDUP = 1.1  # a lower precision replaces float32 only if it is faster by this factor
 
 
@@ -93,8 +99,9 @@ def find_fastest_settings(
     Returns them with a line that describes the choice. With `precision: auto` the candidates are
     float32, and bfloat16 in both memory formats; on a GPU without bfloat16 it is float16. Otherwise
     they are both memory formats of the configured precision. The first candidate is replaced only
-    by one that is at least MIN_SPEEDUP times as fast. Raises DeviceError if no candidate yields
-    finite values.
+    by one that is at least MIN_SPEEDUP times as fast. If other programs disturb the measurement too
+    much, the first candidate is chosen, and the line says so. Raises DeviceError if no candidate
+    yields finite values.
     """
     torch.set_num_threads(threads)
     device = choose_device(config.device)
@@ -105,16 +112,24 @@ def find_fastest_settings(
         for precision in precisions
         for last in (False, True)
     ]
-    measured = {
-        candidate: _step_seconds(config, candidate, device, shape) for candidate in candidates
-    }
-    seconds = {candidate: step_s for candidate, step_s in measured.items() if step_s is not None}
-    if not seconds:
+    steps = {candidate: _make_step(config, candidate, device, shape) for candidate in candidates}
+    finite = {candidate: step for candidate, step in steps.items() if step is not None}
+    if not finite:
         raise DeviceError(
             f"precision: {config.precision}, but a training step on"
             f" {device_name(device, config.device)} gives a loss or weights that are not finite."
             " Write precision: float32, or auto."
         )
+    where = f"on {device_name(device, config.device)}, {threads} threads"
+    figures: dict[Hashable, Measure] = {
+        candidate: functools.partial(_time_steps, step) for candidate, step in finite.items()
+    }
+    try:
+        values = measure_rounds(figures, PROBE_ROUNDS, PROBE_S, patience_s=PATIENCE_S)
+    except MachineBusy as busy:
+        first = next(iter(finite))
+        return first, f"{first.precision} {where}; the fastest can't be measured: {busy}"
+    seconds = {candidate: statistics.median(values[candidate]) for candidate in finite}
     candidates = list(seconds)
     best = min(candidates, key=lambda candidate: seconds[candidate])
     if seconds[candidates[0]] < MIN_SPEEDUP * seconds[best]:
@@ -126,10 +141,7 @@ def find_fastest_settings(
     )
     return (
         best,
-        (
-            f"{best.precision}{layout} on {device_name(device, config.device)}, {threads}"
-            f" threads{comparison}"
-        ),
+        (f"{best.precision}{layout} {where}{comparison}"),
     )
 
 
@@ -141,10 +153,10 @@ def _half_precisions(device: str) -> list[Precision]:
     return ["bfloat16"]
 
 
-def _step_seconds(
+def _make_step(
     config: TrialConfig, runtime: RuntimeSettings, device: str, shape: tuple[int, int, int]
-) -> float | None:
-    """Measures a training step; returns its median seconds.
+) -> Callable[[], None] | None:
+    """Returns a function that runs a training step to its end; it has run once.
 
     Returns None if the loss or the weights are not finite, since no trial may use such settings.
     """
@@ -152,12 +164,22 @@ def _step_seconds(
     learner = Learner(untrained, runtime, device, labels=10, channels=shape[0])
     batch = config.loader.batch_size
     pictures, labels = torch.randn(batch, *shape), torch.zeros(batch, dtype=torch.long)
-    seconds = []
-    for _ in range(1 + PROBE_STEPS):
-        began = time.perf_counter()
-        loss = learner.learn((pictures, labels), lr=1e-6, mixup=1.0)
-        learner.synchronise()
-        seconds.append(time.perf_counter() - began)
+    loss = learner.learn((pictures, labels), lr=1e-6, mixup=1.0)
     if not (loss.isfinite() and learner.has_finite_weights()):
         return None
-    return statistics.median(seconds[1:])
+
+    def step() -> None:
+        learner.learn((pictures, labels), lr=1e-6, mixup=1.0)
+        learner.synchronise()
+
+    return step
+
+
+def _time_steps(step: Callable[[], None], values: Values) -> float:
+    """Measures the median seconds of a step, over MIN_PROBE_S and at least one step."""
+    seconds: list[float] = []
+    while sum(seconds) < MIN_PROBE_S:
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)

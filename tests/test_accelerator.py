@@ -1,4 +1,5 @@
 import math
+import re
 import time
 
 import pytest
@@ -8,6 +9,7 @@ from speech.accelerator import DeviceError, choose_device, find_fastest_settings
 from speech.learner import Learner
 from speech.shapes import picture_shape
 from speech.training_config import Device
+from tests.busy import CORES, busy_processes
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")
 
@@ -38,6 +40,16 @@ def test_a_precision_that_was_asked_for_is_kept(tone_trial) -> None:
     assert pinned.precision == "float32"
     assert pinned.threads == 1
     assert line.startswith("float32")
+
+
+@pytest.mark.quiet
+def test_beside_busy_processes_the_first_precision_is_chosen_and_the_line_tells(tone_trial) -> None:
+    config = tone_trial()
+    with busy_processes(CORES):
+        pinned, line = find_fastest_settings(config, picture_shape(config), threads=1)
+    assert (pinned.precision, pinned.channels_last) == ("float32", False)
+    assert "times as fast" not in line
+    assert re.search(r"\d+ % of the cores", line)
 
 
 def test_a_precision_that_gives_no_numbers_is_never_pinned(tone_trial, monkeypatch) -> None:

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from speech import usage
 from speech.cpu import usable_cores
 
-# The machine counts as busy after this time of disturbed attempts without an undisturbed one
-# between them, and after three times this time in all
+# By default the machine counts as busy after this time of disturbed attempts without an undisturbed
+# one between them, and after three times this time in all
 LONGEST_DISTURBED_S = 60.0
 MIN_ATTEMPTS = 3  # with fewer disturbed attempts the machine does not count as busy
 
@@ -46,11 +46,12 @@ def measure_rounds(
     rounds: int,
     enough_s: float = math.inf,
     known: Values | None = None,
+    patience_s: float = LONGEST_DISTURBED_S,
 ) -> Values:
     """Measures every figure `rounds` times, in turn, and returns the undisturbed values.
 
     `known` holds values from before. After `enough_s` undisturbed seconds one value of a figure
-    suffices. Raises MachineBusy.
+    suffices. Raises MachineBusy after `patience_s` of disturbed attempts in a row.
     """
     values: Values = {figure: list((known or {}).get(figure, [])) for figure in figures}
     quiet_s, disturbed, in_a_row = 0.0, list[Attempt](), list[Attempt]()
@@ -67,9 +68,9 @@ def measure_rounds(
                 values[figure].append(attempt.value)
                 quiet_s += attempt.took_s
                 in_a_row.clear()
-            if _took_s(in_a_row) > LONGEST_DISTURBED_S and len(in_a_row) >= MIN_ATTEMPTS:
+            if _took_s(in_a_row) > patience_s and len(in_a_row) >= MIN_ATTEMPTS:
                 raise MachineBusy(_describe(in_a_row))
-            if _took_s(disturbed) > 3 * LONGEST_DISTURBED_S and len(disturbed) >= MIN_ATTEMPTS:
+            if _took_s(disturbed) > 3 * patience_s and len(disturbed) >= MIN_ATTEMPTS:
                 raise MachineBusy(_describe(disturbed))
         if quiet_s > enough_s:
             wanted = 1
