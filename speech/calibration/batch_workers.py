@@ -54,7 +54,7 @@ class BatchWorkers:
         refresh: Callable[[], None] = lambda: None,
     ):
         self._loader, self._count, self._window_s, self._refresh = loader, count, window_s, refresh
-        self._processes: list[_Process] = []
+        self._processes: list[Process] = []
 
     def __enter__(self) -> "BatchWorkers":
         batches, seed = list(index_batches(self._loader)), draw_seed(self._loader)
@@ -65,7 +65,7 @@ class BatchWorkers:
             )
             worker = Worker(worker_id, self._count, seed)
             self._processes.append(
-                _start_process(_prepare_continuously, self._loader, worker, passes, self._window_s)
+                start_process(_prepare_continuously, self._loader, worker, passes, self._window_s)
             )
         try:
             for process in self._processes:
@@ -177,7 +177,7 @@ def run_in_worker(
     `work` receives a function that prepares `batches`. Its result must consist of builtin types,
     since modules of this project may not be importable by their names. Raises WorkerFailed.
     """
-    process = _start_process(_send_result, loader, Worker(0, 1, draw_seed(loader)), batches, work)
+    process = start_process(_send_result, loader, Worker(0, 1, draw_seed(loader)), batches, work)
     try:
         reply = process.receive()
     except Killed as killed:
@@ -248,7 +248,7 @@ class _LocalQueues:
         pass
 
 
-class _Process(NamedTuple):
+class Process(NamedTuple):
     """Holds a process and the pipe through which it sends objects."""
 
     process: Any
@@ -279,14 +279,14 @@ class _Process(NamedTuple):
         self.process.join()
 
 
-def _start_process(target: Callable[..., None], *arguments: Any) -> _Process:
+def start_process(target: Callable[..., None], *arguments: Any) -> Process:
     """Forks a process that runs `target`; a pipe's other end is its last argument."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(*arguments, theirs), daemon=True)
     process.start()
     theirs.close()
-    return _Process(process, ours)
+    return Process(process, ours)
 
 
 def _do_nothing() -> None:

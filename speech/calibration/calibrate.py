@@ -15,7 +15,7 @@ that other programs disturbed are dropped (speech/calibration/undisturbed_rounds
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -29,7 +29,6 @@ from speech.calibration.costs import (
     LoaderCosts,
     Speed,
     StepCosts,
-    interpolate,
     simulated_step,
 )
 from speech.calibration.loader_timings import (
@@ -46,10 +45,10 @@ from speech.calibration.loader_timings import (
     measure_inline,
     medians,
 )
-from speech.calibration.speed import make_step
+from speech.calibration.speed import make_step, measure_speed
 from speech.calibration.step_interplay import add_interplay
 from speech.calibration.step_timings import calibrate_step
-from speech.calibration.undisturbed_rounds import Values, measure_rounds
+from speech.calibration.undisturbed_rounds import Measure, Values, measure_rounds
 from speech.config import Trial
 from speech.cpu import allowed_cpus, cpu_quota, usable_cores
 from speech.dataset import ClipDataset
@@ -96,33 +95,41 @@ def calibrate_trial(trial: Trial) -> Calibration:
         if disagreement := find_disagreement(costs):
             raise Disagreement(disagreement)
     simulated = accelerator.choose_device(config.device) == "simulated"
+    run_step = None if simulated else make_step(trial, corpus, plain)
     step = (
-        simulated_step(config.device)
-        if simulated
-        else _measure_step_costs(trial, corpus, costs, make, refresh)
+        _measure_step_costs(trial, costs, run_step, make, refresh)
+        if run_step
+        else simulated_step(config.device)
     )
+    figures: dict[Hashable, Measure] = {"speed": lambda _: measure_speed(plain, run_step, files)}
+    speeds = measure_rounds(figures, ROUNDS, MAX_ROUNDS_S)["speed"]
     return Calibration(
         loader=costs,
         step=step,
         simulated=simulated,
-        speed=Speed(
-            prepare_s=interpolate(costs.pace_cpu_s, math.ceil(costs.cores)),
-            step_s=None if simulated else step.alone_s(costs.cores),
-        ),
+        speed=_median_speed(speeds),
         took_s=time.perf_counter() - began,
+    )
+
+
+def _median_speed(speeds: list[Speed]) -> Speed:
+    """Returns the median of both figures."""
+    steps_s = [speed.step_s for speed in speeds if speed.step_s is not None]
+    return Speed(
+        prepare_s=statistics.median(speed.prepare_s for speed in speeds),
+        step_s=statistics.median(steps_s) if steps_s else None,
     )
 
 
 def _measure_step_costs(
     trial: Trial,
-    corpus: corpora.PreparedCorpus,
     costs: LoaderCosts,
+    step: Callable[[], None],
     make: Make,
     refresh: Callable[[], None],
 ) -> StepCosts:
     """Measures the costs of a training step on the host's cores."""
     plain = make(0, None, False)
-    step = make_step(trial, corpus, plain)
     step_costs = calibrate_step(step, trial.runtime.threads, costs, plain, refresh)
     return add_interplay(step_costs, costs, step, make, refresh)
 

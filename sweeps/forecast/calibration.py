@@ -43,7 +43,7 @@ from sweeps.sandbox.outcome import classify
 from sweeps.trial_states import Outcome
 
 # Part of every name: raise it to measure the same batches on the same machine again
-COSTS_VERSION = 6
+COSTS_VERSION = 7
 # Packages that decode, collate and compute
 PACKAGES = ("torch", "torchvision", "torchaudio", "numpy", "pillow", "soundfile")
 MAX_BATCHES_IN_SHM = 6  # most batches that a calibration's loaders have in /dev/shm at once
