@@ -21,6 +21,7 @@ from speech.training_config import Device, Model, Precision
 
 # Every setting is timed in so many rounds; after PROBE_S undisturbed seconds one round suffices
 PROBE_ROUNDS, PROBE_S = 3, 20.0
+CHECKED_STEPS = 6  # after which loss and weights must be finite
 PATIENCE_S = 5.0  # of disturbed attempts in a row, since any setting is right, if not the fastest
 MIN_PROBE_S = 0.3  # a value is measured for at least this time, as the kernel counts use in ticks
 MIN_SPEEDUP = 1.1  # a lower precision replaces float32 only if it is faster by this factor
@@ -141,7 +142,7 @@ def find_fastest_settings(
     )
     return (
         best,
-        (f"{best.precision}{layout} {where}{comparison}"),
+        f"{best.precision}{layout} {where}{comparison}",
     )
 
 
@@ -156,7 +157,7 @@ def _half_precisions(device: str) -> list[Precision]:
 def _make_step(
     config: TrialConfig, runtime: RuntimeSettings, device: str, shape: tuple[int, int, int]
 ) -> Callable[[], None] | None:
-    """Returns a function that runs a training step to its end; it has run once.
+    """Returns a function that runs a training step to its end; it has run CHECKED_STEPS times.
 
     Returns None if the loss or the weights are not finite, since no trial may use such settings.
     """
@@ -164,7 +165,8 @@ def _make_step(
     learner = Learner(untrained, runtime, device, labels=10, channels=shape[0])
     batch = config.loader.batch_size
     pictures, labels = torch.randn(batch, *shape), torch.zeros(batch, dtype=torch.long)
-    loss = learner.learn((pictures, labels), lr=1e-6, mixup=1.0)
+    for _ in range(CHECKED_STEPS):
+        loss = learner.learn((pictures, labels), lr=1e-6, mixup=1.0)
     if not (loss.isfinite() and learner.has_finite_weights()):
         return None
 
