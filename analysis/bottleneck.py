@@ -77,6 +77,7 @@ def shares(row: Any, trial: pd.Series) -> dict[str, float]:
     needed = [
         row.epoch_s,
         row.step_s,
+        row.busy_fraction,
         row.first_batch_s,
         row.data_wait_s,
         row.main_cpu_s,
@@ -86,12 +87,20 @@ def shares(row: Any, trial: pd.Series) -> dict[str, float]:
     needed += [row.start_s, row.preparing, row.prefetch_hit_rate] if row.num_workers else []
     if any(map(math.isnan, needed)):
         return {}
-    busy_s = {"accelerator": row.step_s} | (
+    busy_s = {"accelerator": _accelerator_s(row)} | (
         _seconds_with_workers(row, trial)
         if row.num_workers
         else _seconds_without_workers(row, trial)
     )
     return {name: seconds / row.epoch_s for name, seconds in busy_s.items()}
+
+
+def _accelerator_s(row: Any) -> float:
+    """Returns the seconds of an epoch in which the accelerator works.
+
+    If the loop runs ahead, these are more than the loop spends in its steps.
+    """
+    return max(row.step_s, row.busy_fraction * row.epoch_s)
 
 
 def _seconds_with_workers(row: Any, trial: pd.Series) -> dict[str, float]:
@@ -121,9 +130,7 @@ def _seconds_without_workers(row: Any, trial: pd.Series) -> dict[str, float]:
     all threads. On cuda it is one core, which waits for the device.
     """
     waited_s = row.first_batch_s + row.data_wait_s
-    steps_s = (
-        row.step_s if row.device in ("cpu", "cuda") else row.step_s * _host_cpu_fraction(trial)
-    )
+    steps_s = row.step_s if row.device in ("cpu", "cuda") else _host_cpu_s(row, trial)
     most_s = row.main_cpu_s - steps_s
     least_s = most_s - (
         row.step_s * (float(trial.get("threads", 1)) - 1) if row.device == "cpu" else 0.0
@@ -134,12 +141,15 @@ def _seconds_without_workers(row: Any, trial: pd.Series) -> dict[str, float]:
     return {"reads" if has_reads and most_s < HALF * waited_s else "unknown": waited_s}
 
 
-def _host_cpu_fraction(trial: pd.Series) -> float:
-    """Returns the fraction of a simulated step that is CPU time of the host."""
+def _host_cpu_s(row: Any, trial: pd.Series) -> float:
+    """Returns the CPU seconds of the host in the simulated steps of an epoch."""
     host_cpu_s, step_s = (
         float(trial.get(f"device.{name}", 0.0)) for name in ("host_cpu_s", "step_s")
     )
-    return host_cpu_s / (host_cpu_s + step_s) if host_cpu_s > 0 else 0.0
+    if not step_s:
+        return row.step_s
+    steps = row.busy_fraction * row.epoch_s / step_s
+    return steps * host_cpu_s
 
 
 def _has_reads(row: Any, trial: pd.Series) -> bool:
@@ -165,7 +175,7 @@ def _reason(by: str, row: Any) -> str:
     match by:
         case "accelerator":
             where = "on the host's cores" if row.device == "cpu" else "of the accelerator"
-            return f"Steps {where} take {seconds(row.step_s)} of {epoch} s, and {waits}"
+            return f"Steps {where} take {seconds(_accelerator_s(row))} of {epoch} s, and {waits}"
         case "preparation" if row.device == "cpu" and not row.num_workers:
             return f"{waits[0].upper()}{waits[1:]}, which the same process prepares"
         # more workers could compute than do
@@ -203,7 +213,8 @@ def _remedies(by: str, row: Any, trial: pd.Series) -> str:
 def _main_remedy(by: str, row: Any, trial: pd.Series) -> Iterator[str]:
     """Yields the remedy for the cause `by`, with the most that it can save."""
     seconds = _seconds_format(row)
-    spared = percent((row.epoch_s - row.step_s) / row.epoch_s)
+    steps_s = _accelerator_s(row)
+    spared = percent((row.epoch_s - steps_s) / row.epoch_s)
     match by:
         case "accelerator":
             yield f"a faster step. The other parts together take {spared} of the epoch"
@@ -212,13 +223,12 @@ def _main_remedy(by: str, row: Any, trial: pd.Series) -> Iterator[str]:
                 trial.get("loader.format"), "more cores, or clips that take less CPU"
             )
             yield (
-                f"{cheaper}. At most {spared} can be saved: steps alone take"
-                f" {seconds(row.step_s)} s"
+                f"{cheaper}. At most {spared} can be saved: steps alone take {seconds(steps_s)} s"
             )
         case "reads":
             yield (
                 f"faster storage, or a warm page cache. At most {spared} can be saved: steps alone"
-                f" take {seconds(row.step_s)} s"
+                f" take {seconds(steps_s)} s"
             )
         case "starting" if row.first_batch_s >= row.start_s:
             yield (

@@ -208,7 +208,19 @@ def _describe_surroundings(trial: pd.Series) -> str:
     )
     if cores and tags.get("cpu_quota", "none") != "none":
         cores += " by CPU quota"
-    return " · ".join(filter(None, [device, cpu, cores, threads, numbers, *_reading_notes(trial)]))
+    notes = [*_loop_note(trial), *_reading_notes(trial)]
+    return " · ".join(filter(None, [device, cpu, cores, threads, numbers, *notes]))
+
+
+def _loop_note(trial: pd.Series) -> list[str]:
+    """Returns whether the loop waited for every step on a GPU.
+
+    The name of a simulated accelerator says it already.
+    """
+    if trial.get("device") != "cuda":
+        return []
+    reads_loss = trial.get("device.sync_every_step", False) is True
+    return ["the loop reads every loss" if reads_loss else "the loop runs ahead"]
 
 
 def _reading_notes(trial: pd.Series) -> list[str]:

@@ -1,8 +1,7 @@
-"""Chooses the accelerator of a trial and its fastest settings, and models an accelerator.
+"""Chooses the accelerator of a trial and its fastest settings.
 
-`cuda` without a GPU is an error, never a silent CPU run. `simulated` models an accelerator: it
-replaces only the accelerator's work, by a wait. Clips are read, transformed and sent as usual. The
-epoch's timing is therefore that of the loader. A simulated trial does not learn.
+`cuda` without a GPU is an error, never a silent CPU run. `simulated` is a model of an accelerator
+(speech/simulated_accelerator.py).
 """
 
 import functools
@@ -53,7 +52,8 @@ def device_name(device: str, device_config: Device) -> str:
     if device == "simulated":
         return (
             f"simulated accelerator: {device_config.step_s * 1000:g} ms a step,"
-            f" {device_config.host_cpu_s * 1000:g} ms of host CPU"
+            f" {device_config.host_cpu_s * 1000:g} ms of host CPU,"
+            f" run_ahead {device_config.run_ahead}"
         )
     return cpu_model()
 
@@ -75,21 +75,6 @@ def thread_counts() -> dict[str, int]:
     return {"threads": torch.get_num_threads()} | {
         f"{name}_threads": int(match[1]) for name, match in matches.items() if match
     }
-
-
-def run_simulated_step(device_config: Device) -> tuple[float, float]:
-    """Runs one step on the simulated accelerator.
-
-    It uses the CPU for `host_cpu_s`, and then waits for `step_s`. Returns begin and end of the
-    wait.
-    """
-    until = time.thread_time() + device_config.host_cpu_s
-    while time.thread_time() < until:
-        pass
-    began = time.perf_counter()
-    if device_config.step_s:
-        time.sleep(device_config.step_s)
-    return began, time.perf_counter()
 
 
 def find_fastest_settings(

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
@@ -24,22 +24,36 @@ from speech.fetches import (
     prefetch_hit_rate,
     worker_values,
 )
-from speech.learner import Interval, Learner
 from speech.loading import choose_fetch
 from speech.shm_usage import shm_usage
-from speech.timing import Gauge, Timeline, accelerator_metrics
+from speech.timing import Gauge, Interval, Timeline, accelerator_metrics
 
 Record = dict[str, Any]
 SAMPLE_S = 0.01  # between two readings of /dev/shm; one takes a hundredth of a short step
-# (batch, epoch, step) -> loss, interval in which the device was busy
-StepFunction = Callable[[Any, int, int], tuple[torch.Tensor | None, Interval | None]]
+StepFunction = Callable[[Any, int, int], torch.Tensor | None]  # (batch, epoch, step) -> loss
+
+
+class Accelerator(Protocol):
+    """Describes what executes the steps that the loop queues, if it is not the loop itself."""
+
+    @property
+    def skips_steps(self) -> bool:
+        """Whether steps whose gradients are not finite are skipped."""
+
+    def synchronise(self) -> None:
+        """Waits until all queued steps have ended."""
+
+    def take_busy_intervals(self) -> list[Interval] | None:
+        """Returns the intervals in which steps ran since the last call, in seconds since the loop
+        began the first step. None if the loop executes the steps itself.
+        """
 
 
 def run_epoch(
     loader: DataLoader,
     run_step: StepFunction,
     epoch: int,
-    learner: Learner | None,
+    accelerator: Accelerator | None,
     gauge: Gauge,
     log: FetchLog,
 ) -> tuple[dict[str, float], Record, float]:
@@ -60,15 +74,15 @@ def run_epoch(
     # The iterator stays alive until the function ends, as its end takes time and stops workers
     batches = iter(loader)
     passed = _run_steps(loader, batches, run_step, epoch, gauge, timeline)
-    if learner:
-        learner.synchronise()
+    if accelerator:
+        accelerator.synchronise()
         timeline.lap("step")
     after = usage.read_counters()
     steps = _steps(timeline, len(loader))
     if loader.num_workers:
         steps["shm_bytes"] = passed.shm_bytes
     fetches = log.take(timeline.began)
-    busy = _busy_intervals(passed.busy, learner, steps, timeline.began)
+    busy = _busy_intervals(accelerator, steps)
     metrics = (
         timeline.metrics()
         | _loader_metrics(fetches, steps["request_s"])
@@ -80,7 +94,7 @@ def run_epoch(
     peak = gauge.take_shm_peak_bytes()
     if peak is not None:
         metrics["shm/peak_bytes"] = peak
-    loss_metrics, raw = _loss_figures(passed.losses, learner)
+    loss_metrics, raw = _loss_figures(passed.losses, accelerator)
     columns = {"steps": steps, "busy": _columns(busy), "fetches": fetches}
     raw |= {name: _rounded(values) for name, values in columns.items()}
     return metrics | loss_metrics, raw, timeline.began
@@ -90,7 +104,6 @@ def run_epoch(
 class _Passed:
     """Holds what the timed loop collects at its steps, beside their times."""
 
-    busy: list[Interval] = field(default_factory=list)  # of the device, one a step
     losses: list[torch.Tensor] = field(default_factory=list)  # one a step that has a loss
     shm_bytes: list[int | None] = field(default_factory=list)  # see run_epoch
     clips: int = 0
@@ -119,9 +132,8 @@ def _run_steps(
         else:
             passed.shm_bytes.append(None)
         timeline.lap("data_wait" if step else "first_batch")
-        loss, interval = run_step(batch, epoch, step)
-        step_interval = timeline.lap("step")
-        passed.busy.append(interval or step_interval)
+        loss = run_step(batch, epoch, step)
+        timeline.lap("step")
         if loss is not None:
             passed.losses.append(loss)
         passed.clips += len(batch[1])
@@ -130,19 +142,22 @@ def _run_steps(
     return passed
 
 
-def _busy_intervals(
-    host: list[Interval], learner: Learner | None, steps: dict[str, list[Any]], began: float
-) -> list[Interval]:
+def _busy_intervals(accelerator: Accelerator | None, steps: dict[str, list[Any]]) -> list[Interval]:
     """Returns the accelerator's busy intervals, in seconds since the start of the epoch.
 
-    A GPU's intervals count from the first step. `host` holds the intervals of any other device, as
-    moments of the host's clock; `began` is the epoch's start on that clock.
+    They are the loop's own steps if it executes them.
     """
-    gpu = learner.take_busy_intervals() if learner else None
-    if gpu:
-        first_step_s = steps["request_s"][0] + steps["data_wait_s"][0]
-        return [(begin + first_step_s, end + first_step_s) for begin, end in gpu]
-    return [(begin - began, end - began) for begin, end in host]
+    received_s = [
+        request_s + wait_s
+        for request_s, wait_s in zip(steps["request_s"], steps["data_wait_s"], strict=True)
+    ]
+    busy = accelerator.take_busy_intervals() if accelerator else None
+    if busy is None:
+        return [
+            (begin, begin + step_s)
+            for begin, step_s in zip(received_s, steps["step_s"], strict=True)
+        ]
+    return [(begin + received_s[0], end + received_s[0]) for begin, end in busy]
 
 
 def _columns(intervals: list[Interval]) -> dict[str, list[Any]]:
@@ -154,13 +169,13 @@ def _columns(intervals: list[Interval]) -> dict[str, list[Any]]:
 
 
 def _loss_figures(
-    losses: list[torch.Tensor], learner: Learner | None
+    losses: list[torch.Tensor], accelerator: Accelerator | None
 ) -> tuple[dict[str, float], Record]:
     """Returns the metric of the training loss and the raw record's `first_not_finite`, if any."""
     if not losses:
         return {}, {}
     mean, first = _mean_loss(
-        torch.stack(losses), skipping=bool(learner and learner.scaler.is_enabled())
+        torch.stack(losses), skipping=bool(accelerator and accelerator.skips_steps)
     )
     return {"loss/training": mean}, {} if first is None else {"first_not_finite": first}
 

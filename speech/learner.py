@@ -20,8 +20,7 @@ from speech.features import Picture
 from speech.model import build_model
 from speech.prepared_corpus import PreparedCorpus
 from speech.shapes import picture_shape
-
-Interval = tuple[float, float]  # (begin, end) in seconds of one clock
+from speech.timing import Interval
 
 
 class Learner:
@@ -140,6 +139,11 @@ class Learner:
         """Waits until a GPU has completed all queued work; does nothing on a CPU."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+    @property
+    def skips_steps(self) -> bool:
+        """Whether a loss scaler skips the steps whose gradients are not finite."""
+        return self.scaler.is_enabled()
 
     def take_busy_intervals(self) -> list[Interval] | None:
         """Returns the intervals in which the GPU ran a step since the last call; None on a CPU.

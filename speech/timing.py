@@ -2,9 +2,9 @@
 
 Laps divide the host's wall-clock time. A lap adds all time since the previous one to a named span.
 The spans therefore partition the epoch, and `other` is a span like the rest. The accelerator's time
-is a separate list of busy intervals. They come from CUDA events on a GPU. They come from the host's
-clock if the host is the accelerator (cpu) or models one (simulated). Raw spans are stored for the
-record.
+is a separate list of busy intervals. They come from CUDA events on a GPU, from the model's clock if
+the accelerator is simulated, and from the host's clock if the host is the accelerator (cpu). Raw
+spans are stored for the record.
 """
 
 import itertools
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 T = TypeVar("T", covariant=True)
+Interval = tuple[float, float]  # (begin, end) in seconds of one clock
 
 
 class Batches(Protocol[T]):
@@ -50,7 +51,7 @@ class Timeline:
         return {"time/epoch_s": sum(spans.values())} | spans
 
 
-def accelerator_metrics(busy: Sequence[tuple[float, float]], epoch_s: float) -> dict[str, float]:
+def accelerator_metrics(busy: Sequence[Interval], epoch_s: float) -> dict[str, float]:
     """Returns the accelerator's busy share of the epoch, its late steps and its longest pause.
 
     `busy` holds intervals (begin, end) in seconds.

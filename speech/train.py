@@ -43,11 +43,12 @@ from speech.cpu import cpu_model, cpu_weight, format_quota, usable_cores
 from speech.dataset import ClipDataset, build_picture
 from speech.divergence import Divergence, check_inputs, check_validation, find_divergence
 from speech.end_record import end_record
-from speech.epoch import Record, StepFunction, run_epoch
+from speech.epoch import Accelerator, Record, StepFunction, run_epoch
 from speech.fetches import FetchLog
 from speech.learner import Learner, make_learner
 from speech.loading import choose_fetch, make_loader
 from speech.shapes import batch_bytes
+from speech.simulated_accelerator import SimulatedAccelerator
 from speech.timing import Gauge, watch_batches
 
 MIXUP_STREAM = 3  # mixup draws from (seed, epoch, step, 3), separate from every clip's stream
@@ -103,11 +104,15 @@ class _Training:
         self.progress = Progress()
         self.divergence: Divergence | None = None
         self.learning = None if device == "simulated" else self._make_learning()
-        self.run_step = (
-            _make_learning_step(trial, self.learning.learner, self.learning_rate, len(self.loader))
-            if self.learning
-            else _make_simulated_step(trial)
-        )
+        self.accelerator: Accelerator
+        if self.learning:
+            self.accelerator = self.learning.learner
+            self.run_step = _make_learning_step(
+                trial, self.learning.learner, self.learning_rate, len(self.loader)
+            )
+        else:
+            self.accelerator = simulated = SimulatedAccelerator(trial.config.device)
+            self.run_step = lambda batch, epoch, step: simulated.run_step()
 
     def _make_learning(self) -> "_Learning":
         """Builds what a trial has that learns, and restores its progress if it continues."""
@@ -164,8 +169,7 @@ class _Training:
         self.order.epoch = epoch
         if self.trial.config.corpus.cache == "cold":
             page_cache.drop(cast(ClipDataset, self.loader.dataset).files())
-        learner = self.learning.learner if self.learning else None
-        return run_epoch(self.loader, self.run_step, epoch, learner, self.gauge, self.log)
+        return run_epoch(self.loader, self.run_step, epoch, self.accelerator, self.gauge, self.log)
 
     def _validate(
         self, learning: "_Learning", epoch: int, metrics: dict[str, float], raw: Record
@@ -237,28 +241,27 @@ def _predict(
     return _Predicted(scores, labels), metrics | {"time/eval_s": time.perf_counter() - began}
 
 
-def _make_simulated_step(trial: Trial) -> StepFunction:
-    """Returns the step function of the simulated accelerator."""
-    return lambda batch, epoch, step: (None, accelerator.run_simulated_step(trial.config.device))
-
-
 def _make_learning_step(
     trial: Trial, learner: Learner, learning_rate: Callable[[int], float], epoch_steps: int
 ) -> StepFunction:
     """Returns the step function that trains `learner` at the scheduled learning rate.
 
-    `learning_rate` returns the rate of a step, counted from the start of the trial.
+    `learning_rate` returns the rate of a step, counted from the start of the trial. With
+    `sync_every_step` the function reads the loss, and so waits until the step has ended.
     """
-    alpha = trial.config.augment.mixup
+    alpha, reads_loss = trial.config.augment.mixup, trial.config.device.sync_every_step
 
-    def learn(batch: Any, epoch: int, step: int) -> tuple[torch.Tensor, None]:
+    def learn(batch: Any, epoch: int, step: int) -> torch.Tensor:
         lr = learning_rate(epoch * epoch_steps + step)
         mixup = (
             mixup_weight(alpha, random_stream(trial.seed, epoch, step, MIXUP_STREAM))
             if alpha
             else 1.0
         )
-        return learner.learn(batch, lr, mixup), None
+        loss = learner.learn(batch, lr, mixup)
+        if reads_loss:
+            loss.item()
+        return loss
 
     return learn
 

@@ -144,9 +144,11 @@ class Device(Group):
     Names the device that trains. `device: cpu` is short for `device: {prefer: [cpu]}`, auto for
     [cuda, cpu].
 
-    simulated is a model of an accelerator: it uses `host_cpu_s` seconds of CPU a batch, as
-    launching kernels and copying would, then waits `step_s`. It learns nothing, and every record
-    states this.
+    simulated is a model of an accelerator: the host uses `host_cpu_s` seconds of CPU a batch, as
+    launching kernels and copying would, then the accelerator works for `step_s`. It learns nothing,
+    and every record states this. On an accelerator the loop can prepare the next batches while
+    earlier steps run. It does on cuda unless `sync_every_step` is set, and on simulated as far as
+    `run_ahead` allows.
     """
 
     prefer: list[DeviceName] = Field(
@@ -160,6 +162,22 @@ class Device(Group):
     )
     host_cpu_s: float = Field(
         0.0, ge=0, le=60, description="simulated: seconds of CPU the host spends on a batch"
+    )
+    run_ahead: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description=(
+            "simulated: steps that may be queued or running when the loop goes on; 0 waits for"
+            " every step"
+        ),
+    )
+    sync_every_step: bool = Field(
+        False,
+        description=(
+            "cuda: the loop reads the loss of every step and so waits for it, as loops with a"
+            " progress bar do; simulated needs run_ahead: 0 with it"
+        ),
     )
 
     @classmethod
@@ -184,5 +202,10 @@ class Device(Group):
         if "simulated" in self.prefer and self.step_s + self.host_cpu_s == 0:
             raise ValueError(
                 "device simulated needs step_s: the seconds its accelerator works on a batch"
+            )
+        if "simulated" in self.prefer and self.sync_every_step and self.run_ahead:
+            raise ValueError(
+                f"sync_every_step waits for every step, and run_ahead: {self.run_ahead} does not."
+                " Write run_ahead: 0 or sync_every_step: false."
             )
         return self

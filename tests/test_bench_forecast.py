@@ -18,12 +18,14 @@ from sweeps.forecast.calibration import save_calibration
 from sweeps.forecast.shm_fit import shm_requirement
 from tests.benchmarks.forecast import SWEEP, choice_texts, find_contaminated, rows, table
 from tests.benchmarks.forecast_judging import (
+    ahead_bars,
     busy_bars,
     choices,
     judge,
     judge_method,
     quiet_bars,
 )
+from tests.benchmarks.report import print_report
 from tests.conftest import make_trial_id
 from tests.planted_calibrations import planted
 
@@ -146,7 +148,7 @@ def test_a_choice_without_a_time_has_infinite_regret(sweep) -> None:
     assert rows(chosen)[0]["regret of forecast"] is None
 
 
-def test_cells_without_a_forecast_meet_no_bar(sweep) -> None:
+def test_cells_without_a_forecast_meet_no_bar(sweep, capsys) -> None:
     bare = [
         ("wav", workers, 1, "completed", None, {"epoch_s": 1.0, "first_batch_s": 0.1})
         for workers in (0, 2)
@@ -154,9 +156,22 @@ def test_cells_without_a_forecast_meet_no_bar(sweep) -> None:
     cells = judge(sweep(bare))
     chosen = choices(cells, cores=2)
     assert not any(bar.met for bar in quiet_bars(cells, chosen))
-    # raises for a NaN, which is no JSON
-    json.dumps([bar._asdict() for bar in quiet_bars(cells, chosen)], allow_nan=False)
+    assert not any(bar.met for bar in ahead_bars(cells))
     assert "1.00" in table(cells)
+    print_report("forecast", rows(cells), quiet_bars(cells, chosen))
+    document = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=pytest.fail)
+    assert [bar["met"] for bar in document["bars"]] == [False] * len(quiet_bars(cells, chosen))
+
+
+def test_a_loop_that_runs_ahead_has_bars_of_its_own(sweep) -> None:
+    at_speed = [
+        (*trial[:-1], trial[-1] | {"forecast_at_speed_s": forecast_s})
+        for workers, forecast_s in ((0, 1.04), (1, 1.02), (2, 1.2))
+        for trial in cell("wav", workers, 1.0, 1.0)
+    ]
+    median, worst = ahead_bars(judge(sweep(at_speed)))
+    assert (median.got, median.met) == ("4.0%", True)
+    assert (worst.got, worst.met) == ("20.0%, wav 2", False)
 
 
 def test_bars_of_a_sweep_without_a_single_time_are_missed(sweep) -> None:

@@ -25,7 +25,7 @@ def row(**figures):
         "other_s": 0.1,
     }
     plain = {"num_workers": 2, "device": "simulated", "epoch_s": 2.0, "cores": 0.4, "machine_cores": 2.0, "preparing": 0.1, "main_cpu_s": 0.2,
-             "prefetch_hit_rate": 0.1}  # fmt: skip
+             "prefetch_hit_rate": 0.1, "busy_fraction": figures.get("step_s", 0.5) / 2.0}  # fmt: skip
     (found,) = pd.DataFrame([spans | plain | {"read_bytes": 0.0} | figures]).itertuples()
     return found
 
@@ -134,7 +134,8 @@ def test_what_a_simulated_step_burns_is_no_preparation():
         "num_workers": 0,
         "preparing": math.nan,
         "data_wait_s": 0.6,
-        "step_s": 1.2,
+        "step_s": 1.2,  # 30 steps
+        "busy_fraction": 0.3 / 2.0,
         "read_bytes": 5e8,
     }
     assert set(shares(row(**figures, main_cpu_s=0.9 + 0.1), trial)) == {"accelerator", "reads"}
@@ -165,6 +166,14 @@ def test_persistent_workers_are_advised_if_starting_new_ones_takes_long(start_s,
     assert "persistent_workers" not in find_bound(figures, TRIAL).next
 
 
+def test_an_accelerator_that_works_while_the_loop_goes_on_bounds_the_epoch():
+    """The loop is in its steps for 0.1 s only, and waits while the accelerator works."""
+    found = find_bound(row(step_s=0.1, busy_fraction=0.9), TRIAL)
+    assert found.by == "accelerator"
+    assert found.share == pytest.approx(0.9)
+    assert "1.80 of 2.00 s" in found.because
+
+
 def test_pinned_memory_is_advised_on_a_gpu_only():
     trial = pd.Series(dict(TRIAL) | {"loader.pin_memory": False})
     advice = find_bound(row(step_s=1.8, device="cuda"), trial).next
@@ -178,6 +187,7 @@ def test_pinned_memory_is_advised_on_a_gpu_only():
     [
         "preparing",
         "step_s",
+        "busy_fraction",
         "machine_cores",
         "first_batch_s",
         "main_cpu_s",

@@ -53,7 +53,7 @@ class Planted:
 def epoch(tmp_path_factory):
     def work(batch, epoch, step):
         time.sleep(STEP_S)
-        return None, None
+        return
 
     log = FetchLog(tmp_path_factory.mktemp("epoch") / "log")
     log.allocate(STEPS)
@@ -152,7 +152,7 @@ def test_workers_that_finish_no_batch_are_counted_with_the_others(tmp_path: Path
 
     def work(batch, epoch, step):
         time.sleep(3 * BURN_S)  # till all workers have started, on two cores
-        return None, None
+        return
 
     before = os.times()
     metrics, raw, _ = run_epoch(loader, work, 0, None, Gauge(), log)

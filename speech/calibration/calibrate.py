@@ -45,6 +45,7 @@ from speech.calibration.loader_timings import (
     measure_inline,
     medians,
 )
+from speech.calibration.queued_steps import CudaSteps, measure_pinning, measure_queued_step
 from speech.calibration.speed import make_step, measure_speed
 from speech.calibration.step_interplay import add_interplay
 from speech.calibration.step_timings import calibrate_step
@@ -63,8 +64,8 @@ SATURATED = 0.95  # share of a quota below one core; a process that used more wa
 def calibrate_trial(trial: Trial) -> Calibration:
     """Measures the costs of a batch of `trial`, which do not depend on its number of workers.
 
-    Its folder is not written to. Its device must be cpu or simulated. Raises MachineBusy, or
-    Disagreement if figures contradict each other twice.
+    Its folder is not written to. Raises MachineBusy, or Disagreement if figures contradict each
+    other twice. On CUDA this has not run yet.
     """
     began = time.perf_counter()
     config, runtime = trial.config, trial.runtime
@@ -94,19 +95,22 @@ def calibrate_trial(trial: Trial) -> Calibration:
         costs = calibrate_loader(make, usable_cores(), size, refresh)
         if disagreement := find_disagreement(costs):
             raise Disagreement(disagreement)
-    simulated = accelerator.choose_device(config.device) == "simulated"
-    run_step = None if simulated else make_step(trial, corpus, plain)
-    step = (
-        _measure_step_costs(trial, costs, run_step, make, refresh)
-        if run_step
-        else simulated_step(config.device)
-    )
+    device, run_step = accelerator.choose_device(config.device), None
+    if device == "simulated":
+        step = simulated_step(config.device)
+    elif device == "cuda":
+        step = measure_queued_step(CudaSteps(make_step(trial, corpus, plain, device)))
+        if config.loader.pin_memory:
+            costs = costs.model_copy(update={"pin_s": measure_pinning(next(iter(plain)))})
+    else:
+        run_step = make_step(trial, corpus, plain, device)
+        step = _measure_step_costs(trial, costs, run_step, make, refresh)
     figures: dict[Hashable, Measure] = {"speed": lambda _: measure_speed(plain, run_step, files)}
     speeds = measure_rounds(figures, ROUNDS, MAX_ROUNDS_S)["speed"]
     return Calibration(
         loader=costs,
         step=step,
-        simulated=simulated,
+        simulated=device == "simulated",
         speed=_median_speed(speeds),
         took_s=time.perf_counter() - began,
     )

@@ -67,6 +67,14 @@ class LoaderCosts(BaseModel):
             "pairs: active processes, seconds by which a process wakes late after a short wait"
         )
     )
+    pin_s: float | None = Field(
+        None,
+        ge=0,
+        description=(
+            "CPU seconds a batch of the thread that copies it to pinned memory; absent: batches are"
+            " not pinned"
+        ),
+    )
     release_s: float = Field(description="seconds of the training process to release a batch")
     fork_s: float = Field(description="seconds of the training process to start one worker")
     ready_s: float = Field(description="CPU seconds of a new worker before its first batch")
@@ -103,8 +111,20 @@ class StepCosts(BaseModel):
 
     cpu_s: float = Field(0.0, ge=0, description="CPU seconds of every thread on the host")
     threads: int = Field(1, ge=1, description="threads that compute at once on the host")
-    wait_s: float = Field(
-        0.0, description="seconds in which the accelerator works and the host waits"
+    wait_s: float = Field(0.0, ge=0, description="seconds in which the accelerator works on a step")
+    run_ahead: int = Field(
+        0,
+        ge=0,
+        description=(
+            "steps that may be queued or running on the accelerator when the loop goes on; 0: the"
+            " loop waits for every step"
+        ),
+    )
+    launch_overlaps: bool = Field(
+        False,
+        description=(
+            "whether the accelerator begins a step while the host launches it, not afterwards"
+        ),
     )
     beside: list[tuple[int, float]] = Field(
         [],
@@ -142,8 +162,14 @@ class StepCosts(BaseModel):
     spread: float = Field(0.0, description="relative half-range, see LoaderCosts.spread")
 
     def alone_s(self, cores: float) -> float:
-        """Returns the seconds of a step while no process prepares."""
-        return self.wait_s + self.cpu_s * max(1.0, self.threads / cores)
+        """Returns the seconds of a step in a row of steps, while no process prepares."""
+        host_s = self.host_s(cores)
+        overlaps = self.run_ahead or self.launch_overlaps
+        return max(self.wait_s, host_s) if overlaps else self.wait_s + host_s
+
+    def host_s(self, cores: float) -> float:
+        """Returns the seconds of a step that the host computes, while no process prepares."""
+        return self.cpu_s * max(1.0, self.threads / cores)
 
     def delay_by_sharing_s(self, cores: float, prepare_s: float) -> float:
         """Returns by how many seconds a step takes longer if one worker prepares a batch meanwhile,
@@ -159,7 +185,11 @@ class StepCosts(BaseModel):
 
 def simulated_step(device_config: Device) -> StepCosts:
     """Returns the costs of a step of the simulated accelerator, as configured."""
-    return StepCosts(cpu_s=device_config.host_cpu_s, wait_s=device_config.step_s)
+    return StepCosts(
+        cpu_s=device_config.host_cpu_s,
+        wait_s=device_config.step_s,
+        run_ahead=device_config.run_ahead,
+    )
 
 
 class Speed(BaseModel):
@@ -270,7 +300,15 @@ class Calibration(BaseModel):
 
 # Fields of LoaderCosts that are longer on slower cores. The handover of a batch is not among them:
 # most of it is waiting for the scheduler
-LOADER_CPU_FIELDS = ("inline_s", "prepare_s", "fork_s", "ready_s", "cold_s", "pace_cpu_s")
+LOADER_CPU_FIELDS = (
+    "inline_s",
+    "prepare_s",
+    "pin_s",
+    "fork_s",
+    "ready_s",
+    "cold_s",
+    "pace_cpu_s",
+)
 
 
 def scale_seconds(factor: float, measured: Any) -> Any:

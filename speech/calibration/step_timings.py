@@ -15,6 +15,7 @@ from speech.calibration import batch_workers
 from speech.calibration.batch_workers import BatchWorkers, Pace
 from speech.calibration.costs import LoaderCosts, StepCosts
 from speech.calibration.loader_timings import MAX_ROUNDS_S, medians
+from speech.calibration.queued_steps import CudaSteps, measure_queued_step
 from speech.calibration.undisturbed_rounds import Measure, Values, measure_rounds
 
 MIN_STEPS = 2
@@ -28,17 +29,17 @@ def measure_step(
 ) -> StepCosts:
     """Measures step(batch) on real batches.
 
-    The costs are those of the host's cores if the step computes on them. Otherwise they are a wait
-    for the accelerator.
+    The costs are those of the host's cores if the step computes on them, and those of a queued step
+    if it uses CUDA. Otherwise they are a wait for the accelerator.
     """
     repeated = itertools.cycle(batches)
 
     def run_step() -> None:
         step(next(repeated))
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
 
     run_step()  # allocates memory, compiles, selects kernels
+    if torch.cuda.is_initialized():
+        return measure_queued_step(CudaSteps(run_step))
 
     def time_steps(values: Values) -> Pace:
         began, cpu_began, steps = time.perf_counter(), time.process_time(), 0
@@ -50,8 +51,7 @@ def measure_step(
 
     parts = measure_rounds({"step": time_steps}, STEP_PARTS)["step"]
     step_s, cpu_s = medians(Pace, parts)
-    # A host that waits for a GPU may spin, and its CPU time then does not count
-    if cpu_s / step_s >= HOST_BUSY and not torch.cuda.is_initialized():
+    if cpu_s / step_s >= HOST_BUSY:
         return calibrate_step(run_step, max(1, round(cpu_s / step_s)), costs, plain)
     wall = [part.wall_s for part in parts]
     return StepCosts(

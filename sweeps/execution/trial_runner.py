@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speech.calibration.costs import Slowdown, Speed
 from speech.config import Trial
 from sweeps.config.config import LEARNING_METRICS
 from sweeps.config.plan import TrialSpec
+from sweeps.execution.forecast_checks import (
+    check_forecast,
+    forecast_at_speed,
+    forecast_at_start,
+)
 from sweeps.execution.launch_context import LaunchContext, TrialPlan
 from sweeps.execution.trial_artifacts import (
     TrialRecords,
@@ -29,7 +33,6 @@ from sweeps.execution.trial_artifacts import (
 )
 from sweeps.execution.trial_result import EpochEnd, TrialResult
 from sweeps.forecast.corrections import Corrections
-from sweeps.forecast.forecast import Forecast
 from sweeps.host.disturbance import disturbance
 from sweeps.host.hygiene import wait_until_idle
 from sweeps.names import format_parameter
@@ -138,7 +141,8 @@ class _Attempt:
             self.launch.is_sure_to_fit(self.plan),
         )
         summary = _build_summary(records)
-        summary |= self._forecast_at_speed(summary)
+        if at_speed := forecast_at_speed(self.spec.config, self.plan, summary):
+            summary["forecast_at_speed_s"] = at_speed.epoch_s
         tags = self._build_tags(records, summary)
         files = write_artifacts(self.folder, records) | link_snapshots(
             select_snapshots(records, self.launch.keep, self._read_best_accuracy),
@@ -153,7 +157,11 @@ class _Attempt:
             if name in records.setup
         }
         log = "stderr.log" if "stderr.log" in files else "records.jsonl"
-        wrong = None if tags.get("disturbed") else self._check_forecast(records, summary)
+        wrong = None
+        if not tags.get("disturbed"):
+            wrong = check_forecast(
+                self.spec.config, self.plan, records.setup, summary, self.corrections
+            )
         return TrialResult(ended.outcome, ended.evidence, summary, log, origin, wrong)
 
     def _open_run(self) -> None:
@@ -187,49 +195,9 @@ class _Attempt:
 
     def _record_forecast_at_start(self, setup: dict[str, Any]) -> None:
         """Sends the forecast at the trial's start to the tracker, before the first epoch."""
-        if forecast := self._forecast_at_start(setup):
+        forecast = forecast_at_start(self.spec.config, self.plan, setup, self.corrections)
+        if forecast:
             self.sender.put("log_summary", metrics=forecast.start_metrics())
-
-    def _forecast_at_start(self, setup: dict[str, Any]) -> Forecast | None:
-        """Returns the forecast at the speed that was probed at the trial's start, corrected by
-        earlier trials.
-
-        Without a probe the planned forecast is corrected.
-        """
-        plan, config = self.plan, self.spec.config
-        if not (plan.forecast and plan.calibration) or "continued_epoch" in setup:
-            return None  # epochs of an interrupted attempt met the speed of another hour
-        forecast = plan.forecast
-        if setup.get("speed") and plan.calibration.speed:
-            slowdown = Speed.model_validate(setup["speed"]).slowdown(plan.calibration.speed)
-            forecast = plan.forecast_at(config, slowdown)
-        return self.corrections.correct(forecast, plan.calibration, config.loader.num_workers)
-
-    def _check_forecast(self, records: TrialRecords, summary: dict[str, float]) -> str | None:
-        """Returns a sentence if the forecast was wrong; later forecasts are corrected then."""
-        forecast = self._forecast_at_start(records.setup)
-        if forecast is None or self.plan.calibration is None or "epoch_s" not in summary:
-            return None
-        return self.corrections.learn(
-            forecast,
-            self.plan.calibration,
-            self.spec.config.loader.num_workers,
-            summary["epoch_s"],
-        )
-
-    def _forecast_at_speed(self, summary: dict[str, float]) -> dict[str, float]:
-        """Returns the forecast at the speed that the timed epochs met, as their batches tell it."""
-        plan = self.plan
-        if not (plan.forecast and plan.calibration):
-            return {}
-        met_s, planned_s = summary.get("batch_cpu_s", 0.0), plan.forecast.batch_cpu_s
-        if min(met_s, planned_s) <= 0:  # without a batch, or one below the clock's resolution
-            return {}
-        factor = met_s / planned_s
-        slowdown = Slowdown(prepare=factor, step=factor)
-        return {
-            "forecast_at_speed_s": plan.forecast_at(self.spec.config, slowdown).epoch_s,
-        }
 
     def _collect_records(self, fork_server: ForkServer) -> TrialRecords:
         """Runs the trial, passes every record on until the tree has ended, and returns what they

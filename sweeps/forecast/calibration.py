@@ -43,7 +43,7 @@ from sweeps.sandbox.outcome import classify
 from sweeps.trial_states import Outcome
 
 # Part of every name: raise it to measure the same batches on the same machine again
-COSTS_VERSION = 7
+COSTS_VERSION = 8
 # Packages that decode, collate and compute
 PACKAGES = ("torch", "torchvision", "torchaudio", "numpy", "pillow", "soundfile")
 MAX_BATCHES_IN_SHM = 6  # most batches that a calibration's loaders have in /dev/shm at once
@@ -72,8 +72,7 @@ def required_calibrations(
 ) -> dict[str, CalibrationRequest]:
     """Returns the calibration that a trial's forecast requires, by trial id.
 
-    Trials without an entry in `runtimes` have none. Neither have trials on a GPU, because their
-    steps overlap the loop, which the simulation does not model.
+    Trials without an entry in `runtimes` have none.
 
     `runtimes` maps a trial's id to its runtime settings. `fingerprints` maps Corpus.selection_key()
     to the fingerprint of the corpus.
@@ -87,7 +86,7 @@ def required_calibrations(
             settings,
         )
         for trial in trials
-        if (settings := runtimes.get(trial.trial_id)) and node.device(trial.config) != "cuda"
+        if (settings := runtimes.get(trial.trial_id))
     }
 
 
@@ -118,12 +117,23 @@ def calibration_name(
         "loader": config.loader.model_dump(
             mode="json", include={"format", "batch_size", "start_method"}
         ),
-        "device": node.device(config),
+        "device": _describe_device(config, node),
         "runtime": runtime.model_dump(mode="json", exclude={"cpus"}),
     }
     return hashlib.sha256(json.dumps(hashed, sort_keys=True, allow_nan=False).encode()).hexdigest()[
         :16
     ]
+
+
+def _describe_device(config: TrialConfig, node: Node) -> list[str]:
+    """Returns what decides the cost of a step beside the runtime settings.
+
+    On CUDA it is the GPU, and whether batches are copied from pinned memory.
+    """
+    device = node.device(config)
+    if device != "cuda":
+        return [device]
+    return [device, node.gpus[0], "pinned" if config.loader.pin_memory else "pageable"]
 
 
 @functools.cache

@@ -117,8 +117,10 @@ def forecast_trial(
     `uncertainty` is that of the speed of the cores, relative to the calibration's.
     """
     loader_config = config.loader
-    if calibration.simulated:
-        calibration = calibration.model_copy(update={"step": simulated_step(config.device)})
+    step = simulated_step(config.device) if calibration.simulated else calibration.step
+    if config.device.sync_every_step:
+        step = step.model_copy(update={"run_ahead": 0})
+    calibration = calibration.model_copy(update={"step": step})
     return forecast_epoch(
         calibration,
         EpochSettings(
@@ -182,13 +184,18 @@ def _batch_cpu_s(calibration: Calibration, workers: int, preparing: float) -> fl
 def closed_form_s(calibration: Calibration, batches: int, workers: int) -> float:
     """Returns the seconds of an epoch by the textbook formula.
 
-    Without workers, everything happens in turn. With workers, the first batch is followed by the
-    slowest of step, cores and reads.
+    Without workers, everything happens in turn, except that an accelerator whose loop runs ahead
+    works beside the host. With workers, the first batch is followed by the slowest of step, cores
+    and reads.
     """
-    costs, cores = calibration.loader, calibration.loader.cores
-    step_s = calibration.step.alone_s(cores)
+    costs, step, cores = calibration.loader, calibration.step, calibration.loader.cores
+    step_s = step.alone_s(cores)
     if workers == 0:
-        return batches * (costs.inline_s / min(1.0, cores) + costs.read_s + step_s)
+        prepare_s = costs.inline_s / min(1.0, cores) + costs.read_s
+        if step.run_ahead:
+            host_s = prepare_s + step.host_s(cores)
+            return batches * max(host_s, step.wait_s) + min(host_s, step.wait_s)
+        return batches * (prepare_s + step_s)
     first_batch_s = costs.read_s + costs.prepare_s * max(1.0, workers / cores)
     return first_batch_s + batches * max(
         step_s, costs.prepare_s / min(workers, cores), costs.read_s / workers
@@ -227,6 +234,8 @@ def _epoch(
         step_cpu_s=step_factor * (step.cpu_s + (resume_s if workers else 0.0)),
         step_threads=step.threads,
         step_wait_s=accelerator_factor * step.wait_s,
+        run_ahead=step.run_ahead,
+        launch_overlaps=step.launch_overlaps,
         start_s=0.0 if persistent else factor * workers * costs.fork_s,
         ready_s=factor * (costs.cold_s if persistent or not workers else costs.ready_s),
         shared=tuple(costs.shared),
@@ -249,7 +258,7 @@ def _simulate_cached(epoch: Epoch) -> SimulatedEpoch:
     simulated batches.
     """
     simulated = max(MIN_SIMULATED_BATCHES, IN_PROGRESS_FACTOR * epoch.prefetch * epoch.workers)
-    if epoch.batches <= simulated or not epoch.workers:
+    if epoch.batches <= simulated:
         return simulate(epoch)
     half = simulated // 2
     long, short = (simulate(replace(epoch, batches=batches)) for batches in (simulated, half))

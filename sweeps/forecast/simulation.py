@@ -6,8 +6,11 @@ own rules to shared cores:
 - Batch i belongs to worker i mod W. A worker prepares its batches in order: it waits for reads,
   then computes.
 - At most P * W batches are in progress. The loop requests one more whenever it takes one.
-- The loop receives batches as they are finished, takes them in order, runs the step, and releases
-  the batch.
+- The loop receives batches as they are finished, takes them in order, launches the step, and
+  releases the batch. With pinned memory, a thread of the training process receives them instead,
+  and copies each to pinned memory.
+- An accelerator runs the launched steps one after the other. The loop goes on while at most
+  `run_ahead` of them have not ended; the epoch ends when the last step does.
 - All computing processes and threads share C cores evenly (processor sharing); a worker counts
   like a thread of the training step. Measured slowdowns apply on top, where several processes, or
   a step and processes, computed at once.
@@ -28,120 +31,49 @@ import itertools
 import math
 
 from speech.calibration.costs import interpolate
-from sweeps.forecast.simulation_types import STALL_S, Epoch, SimulatedEpoch
-
-ROUNDING_S = 1e-12  # rounding error of sums of seconds
+from sweeps.forecast.simulation_resources import ROUNDING_S, AcceleratorQueue, Quota
+from sweeps.forecast.simulation_types import Epoch, SimulatedEpoch
 
 
 def simulate(epoch: Epoch) -> SimulatedEpoch:
     """Simulates the epoch from its start until the last batch has been released."""
-    if epoch.workers:
-        return _Loop(epoch).run()
-    return _simulate_inline_under_quota(epoch) if epoch.cpus else _simulate_inline(epoch)
+    return _Loop(epoch).run() if epoch.workers else _simulate_inline(epoch)
 
 
-class _Quota:
-    """Remaining CPU seconds of the current period. Every period starts with the full quota."""
-
-    def __init__(self, epoch: Epoch):
-        self.per_period_s, self.period_s = epoch.cores * epoch.period_s, epoch.period_s
-        self.period_began, self.remaining_s = 0.0, self.per_period_s
-
-    def next_change(self, now: float, used_cores: float) -> float:
-        """Returns when `used_cores` busy cores use up the quota, or when the period ends if sooner.
-
-        Starts a new period first if `now` lies beyond the current one.
-        """
-        passed = math.floor((now - self.period_began) / self.period_s + 1e-9)
-        if passed > 0:
-            self.period_began += passed * self.period_s
-            self.remaining_s = self.per_period_s
-        period_end = self.period_began + self.period_s
-        if used_cores and self.remaining_s:
-            return min(period_end, now + self.remaining_s / used_cores)
-        return period_end
-
-    def use(self, seconds: float, until_change: bool) -> None:
-        """Subtracts used CPU seconds.
-
-        `until_change` means that they were used until `next_change`. A remainder below the clock's
-        last digit is then dropped.
-        """
-        self.remaining_s = max(self.remaining_s - seconds, 0.0)
-        if until_change and self.remaining_s < 1e-9 * self.per_period_s:
-            self.remaining_s = 0.0
-
-
-def _simulate_inline_under_quota(epoch: Epoch) -> SimulatedEpoch:
-    """Simulates the same as `_simulate_inline`, but computes only while the quota lasts."""
-    quota, now = _Quota(epoch), 0.0
-    cpus = epoch.cpus or 1
+def _simulate_inline(epoch: Epoch) -> SimulatedEpoch:
+    """Simulates an epoch without workers: the training process prepares every batch itself."""
+    accelerator, now = AcceleratorQueue(epoch), 0.0
+    quota, cpus = Quota(epoch) if epoch.cpus else None, epoch.cpus or epoch.cores
     spans = {"first_batch_s": 0.0, "data_wait_s": 0.0, "step_s": 0.0, "other_s": 0.0}
-    busy: list[tuple[float, float]] = []
+    wake_s = interpolate(epoch.wake_s, 0, 0.0)
 
     def compute(cpu_s: float, threads: int = 1) -> None:
         nonlocal now
-        remaining_s, used_cores, cpu_s = cpu_s * max(1.0, threads / cpus), min(threads, cpus), 0.0
-        while remaining_s > ROUNDING_S:
-            change = quota.next_change(now, used_cores)
-            if not quota.remaining_s:
-                now = change
-                continue
-            span_s = min(remaining_s, change - now)
-            quota.use(span_s * used_cores, span_s < remaining_s)
-            now, remaining_s = (
-                (change if span_s < remaining_s else now + span_s),
-                remaining_s - span_s,
-            )
+        took_s = cpu_s * max(1.0, threads / cpus)
+        now = quota.compute(now, took_s, min(threads, cpus)) if quota else now + took_s
+
+    def wait_for(moment: float) -> None:
+        nonlocal now
+        if moment > now:
+            now = moment + wake_s
 
     for batch in range(epoch.batches):
         wait_began = now
-        compute((0.0 if batch else epoch.ready_s) + epoch.inline_s)
+        compute((0.0 if batch else epoch.ready_s) + epoch.inline_s + (epoch.pin_s or 0.0))
         now += epoch.read_s
         began = now
         compute(epoch.step_cpu_s, epoch.step_threads)
-        launched = now
-        now += epoch.step_wait_s + (interpolate(epoch.wake_s, 0, 0.0) if epoch.step_wait_s else 0.0)
+        wait_for(accelerator.queue(began, now))
         ended = now
-        busy.append(
-            (launched, launched + epoch.step_wait_s) if epoch.step_wait_s else (began, ended)
-        )
         compute(epoch.release_s)
         spans["data_wait_s" if batch else "first_batch_s"] += began - wait_began
         spans["step_s"] += ended - began
         spans["other_s"] += now - ended
-    stalled, longest_s = _accelerator_gaps(busy)
+    ended = now
+    wait_for(accelerator.last_end)
+    spans["step_s"] += now - ended
+    stalled, longest_s = accelerator.gaps()
     return SimulatedEpoch(0.0, **spans, stalled_steps=stalled, max_gap_s=longest_s, peak_batches=0)
-
-
-def _accelerator_gaps(busy: list[tuple[float, float]]) -> tuple[int, float]:
-    """Returns the number of steps that began after a stall, and the longest gap in seconds.
-
-    `busy` lists the begin and end of the accelerator's work, a step each.
-    """
-    gaps = [begin - end for (_, end), (begin, _) in itertools.pairwise(busy)]
-    return sum(gap > STALL_S for gap in gaps), max(gaps, default=0.0)
-
-
-def _simulate_inline(epoch: Epoch) -> SimulatedEpoch:
-    """Simulates an epoch without workers: the training process prepares and trains in turn."""
-    prepare_s = epoch.inline_s + epoch.read_s
-    step_s = epoch.step_cpu_s * max(1, epoch.step_threads / epoch.cores) + epoch.step_wait_s
-    if epoch.step_wait_s:
-        step_s += interpolate(epoch.wake_s, 0, 0.0)
-    busy_s = epoch.step_wait_s or step_s
-    gap_s = prepare_s + epoch.release_s + step_s - busy_s
-    later_batches = epoch.batches - 1
-    return SimulatedEpoch(
-        start_s=0.0,
-        first_batch_s=epoch.ready_s + prepare_s,
-        data_wait_s=prepare_s * later_batches,
-        step_s=step_s * epoch.batches,
-        other_s=epoch.release_s * epoch.batches,
-        stalled_steps=later_batches if gap_s > STALL_S else 0,
-        max_gap_s=gap_s if later_batches else 0.0,
-        peak_batches=0,
-    )
 
 
 class _Loop:
@@ -156,6 +88,11 @@ class _Loop:
         self.shares = 0.0
         self.computing: list[tuple[float, int]] = []  # heap: (shares at which it ends, worker)
         self.reading: list[tuple[float, int]] = []  # heap: (time at which it ends, worker)
+        # The thread that pins batches is in both heaps under this number
+        self.pin_thread = epoch.workers
+        self.pinning: int | None = None  # batch that it receives or copies
+        self.pinned: list[tuple[float, int, int]] = []  # as `delivered`, after it
+        self.pin_cpu_s = (epoch.pin_s or 0.0) + epoch.release_s
         self.working = [False] * epoch.workers
         self.initialised = [not epoch.ready_s] * epoch.workers  # per worker
         self.turn = list(range(epoch.workers))  # worker -> its current batch, or its next one
@@ -168,13 +105,14 @@ class _Loop:
         self.in_shm = self.peak = 0  # batches in /dev/shm now, and at most
         # Seconds of preparation, and the same weighted by the number of workers that prepared
         self.preparation_s = self.shared_preparation_s = 0.0
-        self.quota = _Quota(epoch) if epoch.cpus else None
+        self.quota = Quota(epoch) if epoch.cpus else None
         cores, threads, counts = (
             epoch.cpus or epoch.cores,
             epoch.step_threads,
-            range(epoch.workers + 1),
+            range(epoch.workers + (1 if epoch.pin_s is None else 2)),
         )
-        # By number of busy workers: rate of a worker, rate of the loop, number of busy cores
+        # By number of busy workers, with the thread that pins: rate of a worker, rate of the loop,
+        # number of busy cores
         self.waiting_rates = [
             (min(1.0, cores / max(n, 1)) / interpolate(epoch.shared, n, 1.0), 0.0, min(n, cores))
             for n in counts
@@ -196,7 +134,7 @@ class _Loop:
         """Runs the epoch to its end and returns its times."""
         epoch = self.epoch
         spans = {"first_batch_s": 0.0, "data_wait_s": 0.0, "step_s": 0.0, "other_s": 0.0}
-        busy: list[tuple[float, float]] = []
+        accelerator = AcceleratorQueue(epoch)
         for worker in range(epoch.workers):
             self._start_next(worker)
         for batch in range(epoch.batches):
@@ -208,18 +146,17 @@ class _Loop:
             began = self.now
             spans["data_wait_s" if batch else "first_batch_s"] += began - wait_began
             self._compute(epoch.step_cpu_s, self.step_rates)
-            launched = self.now
-            if epoch.step_wait_s:
-                self._wait(epoch.step_wait_s + interpolate(epoch.wake_s, len(self.computing), 0.0))
+            self._wait_for(accelerator.queue(began, self.now))
             ended = self.now
-            busy.append(
-                (launched, launched + epoch.step_wait_s) if epoch.step_wait_s else (began, ended)
-            )
             spans["step_s"] += ended - began
-            self._compute(epoch.release_s, self.shared_rates)
-            self.in_shm -= 1
+            if epoch.pin_s is None:
+                self._compute(epoch.release_s, self.shared_rates)
+                self.in_shm -= 1
             spans["other_s"] += self.now - ended
-        stalled, longest_s = _accelerator_gaps(busy)
+        ended = self.now
+        self._wait_for(accelerator.last_end)
+        spans["step_s"] += self.now - ended
+        stalled, longest_s = accelerator.gaps()
         return SimulatedEpoch(
             epoch.start_s,
             **spans,
@@ -240,29 +177,54 @@ class _Loop:
         if not self.initialised[worker]:
             heapq.heappush(self.computing, (self.shares + self.epoch.ready_s, worker))
         elif self.epoch.read_s:
-            read_s = self.epoch.read_s * interpolate(
-                self.epoch.read_slower, len(self.reading) + 1, 1.0
-            )
+            readers = 1 + sum(other != self.pin_thread for _, other in self.reading)
+            read_s = self.epoch.read_s * interpolate(self.epoch.read_slower, readers, 1.0)
             heapq.heappush(self.reading, (self.now + read_s, worker))
         else:
             heapq.heappush(self.computing, (self.shares + self.epoch.prepare_s, worker))
 
     def _receive(self, batch: int) -> None:
         """Takes finished batches in the order of their delivery until `batch` is among them."""
+        pins = self.epoch.pin_s is not None
+        queue = self.pinned if pins else self.delivered
         while not self.received[batch]:
-            while not self.delivered or self.delivered[0][0] > self.now:
-                self._advance(
-                    self.waiting_rates, until=self.delivered[0][0] if self.delivered else math.inf
-                )
-            taken = heapq.heappop(self.delivered)[-1]
-            self._wait(
-                interpolate(self.epoch.receive_s, self._others(taken % self.epoch.workers), 0.0)
-            )
+            while not queue or queue[0][0] > self.now:
+                self._advance(self.waiting_rates, until=queue[0][0] if queue else math.inf)
+            taken = heapq.heappop(queue)[-1]
+            if not pins:
+                self._wait(self._receive_s(taken))
             self.received[taken] = True
+
+    def _receive_s(self, batch: int) -> float:
+        """Returns the seconds that the training process needs to receive a batch now."""
+        return interpolate(self.epoch.receive_s, self._others(batch % self.epoch.workers), 0.0)
+
+    def _pin_next(self) -> None:
+        """Lets the thread that pins batches receive the next one, if there is one and it is
+        idle.
+        """
+        if self.epoch.pin_s is None or self.pinning is not None or not self.delivered:
+            return
+        ready, _, self.pinning = heapq.heappop(self.delivered)
+        received = max(ready, self.now) + self._receive_s(self.pinning)
+        heapq.heappush(self.reading, (received, self.pin_thread))
+
+    def _finish_pinning(self, batch: int) -> None:
+        """Passes a pinned batch to the loop; its space in /dev/shm is free."""
+        self.in_shm -= 1
+        heapq.heappush(self.pinned, (self.now, next(self.sequence), batch))
+        self.pinning = None
+        self._pin_next()
 
     def _others(self, worker: int) -> int:
         """Returns how many workers compute beside this one."""
         return sum(other != worker for _, other in self.computing)
+
+    def _wait_for(self, moment: float) -> None:
+        """Lets the loop wait until the accelerator reaches `moment`; it wakes up late."""
+        if moment > self.now:
+            wake_s = interpolate(self.epoch.wake_s, len(self.computing), 0.0)
+            self._wait(moment - self.now + wake_s)
 
     def _wait(self, seconds: float) -> None:
         """Lets the loop wait for this time, in which it occupies no core."""
@@ -303,13 +265,14 @@ class _Loop:
         self.shares = (
             self.computing[0][0] if at == prepared else self.shares + (at - self.now) * rate
         )
-        busy = len(self.computing)
+        busy = len(self.computing) if self.pinning is None else self._others(self.pin_thread)
         self.preparation_s += busy * (at - self.now)
         self.shared_preparation_s += busy * busy * (at - self.now)
         self.now = at
         while self.reading and self.reading[0][0] <= at:
             worker = heapq.heappop(self.reading)[1]
-            heapq.heappush(self.computing, (self.shares + self.epoch.prepare_s, worker))
+            cpu_s = self.pin_cpu_s if worker == self.pin_thread else self.epoch.prepare_s
+            heapq.heappush(self.computing, (self.shares + cpu_s, worker))
         finished, crowded = [], len(self.computing) > self.epoch.cores
         while self.computing and self.computing[0][0] <= self.shares + ROUNDING_S:
             finished.append(heapq.heappop(self.computing)[1])
@@ -322,7 +285,13 @@ class _Loop:
         return own_cpu_s
 
     def _finish(self, worker: int) -> None:
-        """Ends a worker's batch, or its initialisation, and starts its next batch."""
+        """Ends a worker's batch, or its initialisation, and starts its next batch.
+
+        Ends the batch of the thread that pins likewise.
+        """
+        if worker == self.pin_thread and self.pinning is not None:
+            self._finish_pinning(self.pinning)
+            return
         self.working[worker] = False
         if not self.initialised[worker]:
             self.initialised[worker] = True
@@ -336,3 +305,4 @@ class _Loop:
         self._start_next(worker)
         late_s = interpolate(self.epoch.deliver_s, self._others(worker), 0.0)
         heapq.heappush(self.delivered, (self.now + late_s, next(self.sequence), batch))
+        self._pin_next()

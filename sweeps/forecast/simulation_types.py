@@ -38,7 +38,12 @@ class Epoch:
     release_s: float = 0.0  # CPU to release the batch after the step
     step_cpu_s: float = 0.0  # CPU of one thread of a training step
     step_threads: int = 1
-    step_wait_s: float = 0.0  # the accelerator's share of a step, for which the host waits
+    step_wait_s: float = 0.0  # the accelerator's share of a step
+    run_ahead: int = 0  # steps that may be queued or running on it when the loop goes on
+    launch_overlaps: bool = False  # it begins a step while the loop launches it, not afterwards
+    # CPU with which a thread of the training process copies a batch to pinned memory; None: there
+    # is no such thread, and the loop takes batches from /dev/shm
+    pin_s: float | None = None
     # Time until the loop can request its first batch; persistent workers spend it only once
     start_s: float = 0.0
     ready_s: float = 0.0  # CPU of one worker, or of the training process, before its first batch

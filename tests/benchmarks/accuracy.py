@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from analysis.runs import sweep_runs
 from sweeps.tracking.mlflow_client import connect
+from tests.benchmarks.report import at_least, print_report
 
 FOLDER = Path(__file__).parent
 CORPUS = Path("../shared/data/speech_commands_subset")
@@ -49,26 +50,19 @@ def main() -> int:
         f"training took {trial['train_s'] / 60:.1f} min; the source article reports"
         f" {100 * ARTICLE:.1f} %"
     )
-    machine = {
-        "cpu": trial["cpu_name"],
-        "cores": int(trial["cores"]),
-        "threads": int(trial["threads"]),
-        "precision": trial["precision"],
-    }
-    figures = {
-        "benchmark": "accuracy",
-        "figures": rows,
-        "train_s": trial["train_s"],
-        "machine": machine,
-    }
-    print(
-        json.dumps(
-            figures
-            | {
-                "versions": json.loads(tags["versions"]),
-                "git_commit": tags.get("git_commit"),
-            }
-        )
+    print_report(
+        "accuracy",
+        rows,
+        [at_least("ensemble, test accuracy", 100 * ARTICLE, rows[-1]["accuracy %"], "{:.1f} %")],
+        train_s=trial["train_s"],
+        trained_on={
+            "cpu": trial["cpu_name"],
+            "cores": int(trial["cores"]),
+            "threads": int(trial["threads"]),
+            "precision": trial["precision"],
+            "versions": json.loads(tags["versions"]),
+            "git_commit": tags.get("git_commit"),
+        },
     )
     return 0
 

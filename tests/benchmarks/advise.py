@@ -8,21 +8,17 @@ that count. The numbers of workers are taken in a shuffled order. Last line: the
 object.
 """
 
-import datetime
 import json
-import os
-import platform
+import math
 import random
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 from tabulate import tabulate
 
-from speech.cpu import cpu_model
 from sweeps.commands.advise.advise import AdviceRequest, measure_loader
 from sweeps.commands.advise.costs_text import format_costs
 from sweeps.commands.advise.forecast_text import format_forecasts
@@ -33,6 +29,7 @@ from sweeps.commands.advise.loader_forecast import (
     recommended_row,
 )
 from sweeps.host.hygiene import wait_until_idle
+from tests.benchmarks.report import at_most, print_report
 
 ROOT = Path(__file__).parent.parent.parent
 # seconds a step
@@ -65,16 +62,10 @@ def main() -> int:
             statistics.median(measured[pick]) / best_s - 1 if pick in measured else None
         )
     errors = [abs(row["error %"]) for row in rows]
-    machine = {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "date": f"{datetime.date.today()}",
-    }
     print(tabulate(rows, headers="keys", floatfmt=".2f"))
     print(
         f"median error {statistics.median(errors):.1f} %, largest {max(errors):.1f} %; {EPOCHS}"
-        f" epochs each, medians; {machine['cpu']}"
+        " epochs each, medians"
     )
     for target, regret in regrets.items():
         said = (
@@ -83,20 +74,17 @@ def main() -> int:
             else f"{100 * regret:.1f} % slower than the fastest measured"
         )
         print(f"{target}: the recommended number of workers {said}")
-    print(
-        "\n".join(f"disturbed before {line}" for line in disturbances)
-        or "the machine was quiet before each measurement"
-    )
-    versions = {name: version(name) for name in ("torch", "torchvision", "torchaudio")}
-    told = {
-        "benchmark": "advise",
-        "figures": rows,
-        "regrets": regrets,
-        "disturbances": disturbances,
-        "machine": machine,
-        "versions": versions,
-    }
-    print(json.dumps(told))
+    bars = [
+        at_most(
+            f"regret, {target.partition(':')[2]}",
+            0.05,
+            math.nan if regret is None else regret,
+            "{:.1%}",
+        )
+        for target, regret in regrets.items()
+    ]
+    packages = ["torch", "torchvision", "torchaudio"]
+    print_report("advise", rows, bars, packages, disturbances, regrets=regrets)
     return 0
 
 

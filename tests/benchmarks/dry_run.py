@@ -7,8 +7,6 @@ and connects to that tracker. Every trial is forecast, from planted calibrations
 epochs. The aim is at most 5 s. Last line: the figures as one JSON object.
 """
 
-import datetime
-import json
 import os
 import shutil
 import statistics
@@ -22,7 +20,6 @@ from tabulate import tabulate
 
 from speech.calibration.costs import StepCosts
 from speech.config import RuntimeSettings
-from speech.cpu import cpu_model
 from sweeps.config.sweep_file import load
 from sweeps.execution.trial_runner import ENDING_TAGS, SETUP_TAGS
 from sweeps.forecast import calibration
@@ -32,6 +29,7 @@ from sweeps.host.node import Node, default_runtime
 from sweeps.metrics import SUMMARY
 from sweeps.tracking.mlflow_runs import RunLogger, TrialDescription
 from sweeps.tracking.provenance import software
+from tests.benchmarks.report import at_most, print_report
 from tests.planted_calibrations import planted
 from tests.tones import write_tones
 
@@ -86,31 +84,11 @@ def main() -> int:
         }
         for name, of_way in took.items()
     ]
-    worst = max(row["s"] for row in rows)
-    machine = {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "date": f"{datetime.date.today()}",
-    }
     print(tabulate(rows, headers="keys", floatfmt=".2f"))
-    print(
-        f"{trials:,} trials, {ROUNDS} rounds after a first, {machine['cpu']}, {machine['cores']}"
-        f" cores, {machine['date']}"
-    )
-    print(f"disturbed before: {unsettled}" if unsettled else "the machine was quiet before")
-    print(f"aim of {AIM_S:g} s {'met' if worst <= AIM_S else 'MISSED'}: {worst:.2f} s")
-    print(
-        json.dumps(
-            {
-                "benchmark": "dry_run",
-                "figures": rows,
-                "trials": trials,
-                "machine": machine,
-                "unsettled": unsettled,
-            }
-        )
-    )
-    return int(worst > AIM_S)
+    print(f"{trials:,} trials, {ROUNDS} rounds after a first")
+    bars = [at_most(row["dry run"], AIM_S, row["s"], "{:.2f} s") for row in rows]
+    print_report("dry_run", rows, bars, ["mlflow"], [unsettled], trials=trials)
+    return 0
 
 
 def prepare(folder: Path) -> int:

@@ -4,7 +4,7 @@ The sweep forecast_unseen.yaml runs with its calibrations, on a grid that nothin
 block has a format, a batch size and a prefetch factor of its own, one trains for real, and one reads
 from a cold drive. What was forecast is in the tracker before each trial starts, and is judged from
 there, beside two rivals that need no simulation: the closed form max(), and the rule
-`workers = cores`. Bars are printed as they are, met or missed. The last line holds the figures as
+`workers = cores`. A second sweep, forecast_ahead.yaml, is of accelerators that run ahead. Bars are printed as they are, met or missed. The last line holds the figures as
 one JSON object.
 
 With --busy, a seeded program keeps one core busy in bursts of 2 to 20 s during calibrations and
@@ -14,17 +14,14 @@ the quiet run's.
 
 import argparse
 import contextlib
-import datetime
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +31,11 @@ from tabulate import tabulate
 from analysis.runs import sweep_runs
 from speech.cache_folder import cache_dir
 from speech.calibration.costs import Calibration
-from speech.cpu import cpu_model
 from sweeps.config.plan import plan
 from sweeps.config.sweep_file import load
 from tests.benchmarks.forecast_judging import (
     WAYS,
+    ahead_bars,
     busy_bars,
     choices,
     judge,
@@ -46,10 +43,12 @@ from tests.benchmarks.forecast_judging import (
     percent,
     quiet_bars,
 )
+from tests.benchmarks.report import print_report
 from tests.busy import bursts
 
 ROOT = Path(__file__).parent.parent.parent
 SWEEP = Path(__file__).with_name("forecast_unseen.yaml")
+AHEAD = Path(__file__).with_name("forecast_ahead.yaml")
 CONTAMINATED = 1.6  # factor between costs measured beside the program and on the quiet machine
 
 
@@ -72,26 +71,30 @@ def main() -> int:
     options = parser.parse_args()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        trials = launch(options.folder or Path(scratch, "quiet"), options.set)
+        quiet_folder = options.folder or Path(scratch, "quiet")
+        trials = launch(SWEEP, quiet_folder, options.set)
         cells = judge(trials)
-        busy_cells, contaminated = None, list[str]()
-        if options.busy is not None:
+        busy_cells, contaminated, ahead_cells = None, list[str](), cells.iloc[:0]
+        if options.busy is None:
+            ahead_cells = judge(launch(AHEAD, quiet_folder, options.set))
+        else:
             folder = Path(scratch, "busy")
             cache = private_cache(folder)
             with bursts(options.busy):
-                busy_cells = judge(launch(folder, options.set, cache.parent))
+                busy_cells = judge(launch(SWEEP, folder, options.set, cache.parent))
             contaminated = find_contaminated(cache)
     cores = len(os.sched_getaffinity(0))
     chosen = choices(cells, cores)
     specs = plan(load(SWEEP, options.set), lambda corpus: corpus.selection_key()).trials
     method = judge_method(trials, cells, specs)
     if busy_cells is None:
-        bars = quiet_bars(cells, chosen, method)
+        bars = quiet_bars(cells, chosen, method) + ahead_bars(ahead_cells)
     else:
         bars = busy_bars(busy_cells, cells, contaminated)
     shown = cells if busy_cells is None else busy_cells
-    for block, alike in shown.groupby("block", sort=False):
-        print(f"\n\nBlock {block}\n\n{table(alike)}")
+    for of_sweep in (shown, ahead_cells):
+        for block, alike in of_sweep.groupby("block", sort=False):
+            print(f"\n\nBlock {block}\n\n{table(alike)}")
     print(
         "\nmeasured: median over repeats; spread: fastest to slowest; planned: before the first"
         "\ntrial; at start: after a probe as each trial started; *: outside the interval; met: error"
@@ -112,47 +115,31 @@ def main() -> int:
         f"\nIntervals: planned, {shown['covered'].sum()} of {shown['n'].gt(0).sum()} inside, score"
         f" {score:.2f}; at start, {shown['start_covered'].sum()} inside, score {start_score:.2f}"
     )
-    print("\n\nBars\n")
-    print(
-        tabulate(
-            [(bar.name, bar.wanted, bar.got, "met" if bar.met else "MISSED") for bar in bars],
-            disable_numparse=True,
-        )
-    )
-    machine = {
-        "cpu": cpu_model(),
-        "cores": cores,
-        "kernel": platform.release(),
-        "date": f"{datetime.date.today()}",
-    }
     took_s = time.perf_counter() - began
-    print(f"\n{machine['cpu']}, {cores} cores, {machine['date']}; {took_s:.0f} s")
     figures = {
         "cells": rows(cells),
         "busy_cells": None if busy_cells is None else rows(busy_cells),
+        "ahead_cells": rows(ahead_cells),
         "choices": rows(chosen),
         "method_forecast": method,
         "scores": {"planned": score, "at start": start_score},
         "took_s": took_s,
     }
-    print(
-        json.dumps(
-            {
-                "benchmark": "forecast" if busy_cells is None else "forecast-busy",
-                "figures": figures,
-                "set": options.set,
-                "seed": options.busy,
-                "machine": machine,
-                "versions": {name: version(name) for name in ("ray", "torch", "mlflow")},
-                "bars": [bar._asdict() for bar in bars],
-            }
-        )
+    print_report(
+        "forecast" if busy_cells is None else "forecast-busy",
+        figures,
+        bars,
+        ["ray", "torch", "mlflow"],
+        set=options.set,
+        seed=options.busy,
     )
     return 0
 
 
-def launch(folder: Path, overrides: Sequence[str], cache: Path | None = None) -> pd.DataFrame:
-    """Runs the trials of the sweep that the tracker in `folder` lacks; returns all its trials.
+def launch(
+    sweep: Path, folder: Path, overrides: Sequence[str], cache: Path | None = None
+) -> pd.DataFrame:
+    """Runs the trials of a sweep that the tracker in `folder` lacks; returns all its trials.
 
     `cache` replaces the user's XDG_CACHE_HOME.
     """
@@ -164,7 +151,7 @@ def launch(folder: Path, overrides: Sequence[str], cache: Path | None = None) ->
     ]
     environment = os.environ | ({"XDG_CACHE_HOME": f"{cache}"} if cache else {})
     status = subprocess.run(
-        [sys.executable, ROOT / "launch.py", SWEEP, *flags],
+        [sys.executable, ROOT / "launch.py", sweep, *flags],
         cwd=folder,
         check=False,
         env=environment,
@@ -172,7 +159,7 @@ def launch(folder: Path, overrides: Sequence[str], cache: Path | None = None) ->
     if status not in (0, 1):  # 1: some trial failed, which is a row of the tables below
         sys.exit(f"launch.py ended with status {status}")
     trials = sweep_runs(
-        load(SWEEP, overrides).name, f"sqlite:///{folder.absolute()}/mlflow.db"
+        load(sweep, overrides).name, f"sqlite:///{folder.absolute()}/mlflow.db"
     ).trials
     return trials if len(trials) else sys.exit("launch.py ran no trial")
 

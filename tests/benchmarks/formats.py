@@ -14,16 +14,12 @@ medians of the rounds' own. The figure is clips a second of CPU time, all thread
 that nothing else uses that is clips a second. Last line: the figures as one JSON object.
 """
 
-import datetime
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,12 +33,12 @@ from tabulate import tabulate
 from speech import corpora
 from speech.config import TrialConfig
 from speech.corpus_config import SAMPLE_RATE
-from speech.cpu import cpu_model
 from speech.dataset import BatchRequest, ClipDataset, build_picture
 from speech.features import LOG_FLOOR
 from speech.loading import prepare_forms
 from speech.prepared_corpus import PreparedCorpus
 from sweeps.host.hygiene import wait_until_idle
+from tests.benchmarks.report import at_least, print_report
 
 CLIPS, BATCH, ROUNDS = 1024, 64, 7
 FFT, WINDOW, HOP, MELS = 512, 400, 160, 64
@@ -92,10 +88,6 @@ def main() -> int:
         rates, disturbances = race(ways)
         shipped = {way.name: way.prepare([0])[0].nbytes for way in ways[:-1]}
     rows = [_row(way.name, rates, shipped.get(way.name)) for way in ways]
-    machine = {"cpu": cpu_model(), "kernel": platform.release(), "date": f"{datetime.date.today()}"}
-    versions = {
-        name: version(name) for name in ("torch", "torchaudio", "librosa", "numpy", "soundfile")
-    }
     print(
         tabulate(
             rows,
@@ -104,24 +96,17 @@ def main() -> int:
             missingval="-",
         )
     )
-    print(
-        f"{CLIPS:,} clips a round, {ROUNDS} rounds, medians; one thread on one core of"
-        f" {machine['cpu']}, {machine['date']}"
-    )
-    print(
-        "\n".join(f"disturbed before {line}" for line in disturbances)
-        or "the machine was quiet before each round"
-    )
-    print(
-        json.dumps(
-            {
-                "benchmark": "formats",
-                "figures": rows,
-                "disturbances": disturbances,
-                "machine": machine,
-                "versions": versions,
-            }
-        )
+    print(f"{CLIPS:,} clips a round, {ROUNDS} rounds, medians; one thread on one core")
+    packed = next(row for row in rows if row["format"] == "packed")
+    print_report(
+        "formats",
+        rows,
+        [
+            at_least(f"packed, clips/s over {library}", 1.0, packed[f"of {library}"], "{:.2f}")
+            for library in ("torchaudio", "librosa")
+        ],
+        ["torch", "torchaudio", "librosa", "numpy", "soundfile"],
+        disturbances,
     )
     return 0
 

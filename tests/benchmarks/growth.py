@@ -11,22 +11,17 @@ to the next. Beside them stands all else that the launch takes: planning, Ray's 
 trials stand. Last line: the figures as one JSON object.
 """
 
-import datetime
-import json
 import os
-import platform
 import sys
 import tempfile
 import time
 import uuid
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from speech.cpu import cpu_model
 from sweeps.config.plan import TrialSpec
 from sweeps.config.sweep_file import load
 from sweeps.execution import ray_tune, retries, sweep
@@ -35,6 +30,7 @@ from sweeps.execution.trial_result import EpochEnd, TrialResult
 from sweeps.host.hygiene import wait_until_idle
 from sweeps.tracking.mlflow_runs import RunLogger, TrialDescription
 from sweeps.trial_states import Outcome
+from tests.benchmarks.report import at_most, print_report
 from tests.tones import write_tones
 
 SIZES = (10, 100, 1000)
@@ -102,38 +98,17 @@ def main() -> int:
         for less, more in pairwise(rows)
     ]
     growth["CPU s of a further trial"] = further[-1] / further[0]
-    machine = {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "date": f"{datetime.date.today()}",
-    }
     print(tabulate(rows, headers="keys", floatfmt=".4f"))
-    for name, times in growth.items():
-        print(
-            f"{name}, more trials against fewer: at most {times:.2f} times"
-            f" ({'flat' if times <= FLAT else f'more than {FLAT}'})"
-        )
     for (less, more), each_s in zip(pairwise(SIZES), further, strict=True):
         print(
             f"each further trial from {less} to {more:,}: {1000 * each_s:.1f} ms of CPU of the"
             " launch's process, all included"
         )
-    print(
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}; before the first:"
-        f" {unsettled or 'the machine was quiet'}"
-    )
-    print(
-        json.dumps(
-            {
-                "benchmark": "growth",
-                "figures": rows,
-                "growth": growth,
-                "machine": machine,
-                "versions": {"ray": version("ray")},
-            }
-        )
-    )
+    bars = [
+        at_most(f"{name}, more trials over fewer", FLAT, times, "{:.2f}")
+        for name, times in growth.items()
+    ]
+    print_report("growth", rows, bars, ["ray"], [unsettled], growth=growth)
     return 0
 
 

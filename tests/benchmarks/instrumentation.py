@@ -14,11 +14,7 @@ all that measuring does for an epoch, done without a loader and without waiting 
 the figures as JSON.
 """
 
-import datetime
-import json
 import mmap
-import os
-import platform
 import random
 import statistics
 import sys
@@ -32,22 +28,30 @@ from scipy.stats import binom
 from tabulate import tabulate
 from torch.utils.data import DataLoader
 
-from speech import accelerator, corpora
+from speech import corpora
 from speech.config import TrialConfig
-from speech.cpu import cpu_model
 from speech.epoch import run_epoch
 from speech.fetches import FetchLog
 from speech.loading import make_loader, prepare_forms
+from speech.simulated_accelerator import SimulatedAccelerator
 from speech.timing import Gauge
 from sweeps.host.hygiene import wait_until_idle
+from tests.benchmarks.report import at_most, print_report
 
 # of a row, each with a new loader: between the two, until the interval is narrow
 ROUNDS, MOST_ROUNDS = 6, 18
 NARROW = 1.2  # percent, from end to end
 ROUND_S = 8.0  # spent on its turns; short epochs make more of them
 CALLS = 50  # epochs in which nothing but measuring is done
-# format, workers, clips: epochs of a third of a second
-WAYS = (("png", 0, 360), ("png", 2, 360), ("packed", 0, 1800), ("packed", 2, 1800))
+# format, workers, clips, run_ahead: epochs of a third of a second
+WAYS = (
+    ("png", 0, 360, 0),
+    ("png", 2, 360, 0),
+    ("packed", 0, 1800, 0),
+    ("packed", 2, 1800, 0),
+    ("packed", 0, 1800, 2),
+    ("packed", 2, 1800, 2),
+)
 WORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 
 
@@ -56,39 +60,27 @@ def main() -> int:
     unsettled = [wait_until_idle().get("unsettled")]
     rows = [_row(*way) for way in WAYS]
     unsettled.append(wait_until_idle().get("unsettled"))
-    machine = {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "date": f"{datetime.date.today()}",
-    }
-    print(tabulate(rows, headers="keys", floatfmt=("", ".0f", ".3f", *["+.2f"] * 9, ".2f", ".0f")))
-    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}")
-    disturbances = [text for text in unsettled if text]
-    print(
-        f"not quiet: {'; '.join(disturbances)}"
-        if disturbances
-        else "the machine was quiet before and after"
-    )
-    print(
-        json.dumps(
-            {
-                "benchmark": "instrumentation",
-                "figures": rows,
-                "disturbances": disturbances,
-                "machine": machine,
-            }
+    formats = ("", ".0f", ".0f", ".3f", *["+.2f"] * 9, ".2f", ".0f")
+    print(tabulate(rows, headers="keys", floatfmt=formats))
+    bars = [
+        at_most(
+            f"{row['format']}, {row['workers']} workers, run_ahead {row['run ahead']}",
+            1.0,
+            float(row["epoch %"]),
+            "{:+.2f} %",
         )
-    )
+        for row in rows
+    ]
+    print_report("instrumentation", rows, bars, ["torch"], unsettled)
     return 0
 
 
-def _row(form: str, workers: int, clips: int) -> dict[str, str | float | int]:
+def _row(form: str, workers: int, clips: int, run_ahead: int) -> dict[str, str | float | int]:
     config = TrialConfig.model_validate(
         {
             "corpus": {"name": "synthetic", "words": WORDS, "clips": clips},
             "loader": {"format": form, "num_workers": workers, "batch_size": 32},
-            "device": {"prefer": ["simulated"], "step_s": 0.0005},
+            "device": {"prefer": ["simulated"], "step_s": 0.0005, "run_ahead": run_ahead},
         }
     )
     corpus = corpora.prepare_corpus(config.corpus)
@@ -106,6 +98,7 @@ def _row(form: str, workers: int, clips: int) -> dict[str, str | float | int]:
     return {
         "format": form,
         "workers": workers,
+        "run ahead": run_ahead,
         "bare s": bare,
         **{f"epoch {name}": value for name, value in cost.items()},
         **{f"wall {name}": value for name, value in _percent(wall_s, both_s).items()},
@@ -185,9 +178,7 @@ def _calls_s(steps: int) -> float:
         took = []
         for _ in range(CALLS):
             began = time.perf_counter()
-            run_epoch(
-                _Ready(steps, log), lambda batch, epoch, step: (None, None), 0, None, Gauge(), log
-            )  # type: ignore[arg-type]
+            run_epoch(_Ready(steps, log), lambda batch, epoch, step: None, 0, None, Gauge(), log)  # type: ignore[arg-type]
             took.append(time.perf_counter() - began)
     return statistics.median(took)
 
@@ -197,12 +188,13 @@ def _measured(
 ) -> Callable[[], tuple[float, float]]:
     def epoch() -> tuple[float, float]:
         log.switch[0] = 1
+        accelerator = SimulatedAccelerator(config.device)
         began = time.perf_counter()
         metrics, *_ = run_epoch(
             loader,
-            lambda batch, epoch, step: (None, accelerator.run_simulated_step(config.device)),
+            lambda batch, epoch, step: accelerator.run_step(),
             0,
-            None,
+            accelerator,
             Gauge(),
             log,
         )
@@ -214,10 +206,12 @@ def _measured(
 def _bare(config: TrialConfig, loader: DataLoader, log: _SwitchedLog) -> Callable[[], tuple[float]]:
     def epoch() -> tuple[float]:
         log.switch[0] = 0
+        accelerator = SimulatedAccelerator(config.device)
         began = time.perf_counter()
         for batch in loader:
-            accelerator.run_simulated_step(config.device)
+            accelerator.run_step()
             del batch
+        accelerator.synchronise()
         return (time.perf_counter() - began,)
 
     return epoch

@@ -9,29 +9,25 @@ the next. The ways take turns, forth and back, so that a drift of the machine hi
 line: the figures as one JSON object.
 """
 
-import datetime
-import json
 import logging
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from speech.cpu import cpu_model
 from sweeps import environment
 from sweeps.execution.ray_session import OBJECT_STORE_BYTES
 from sweeps.execution.ray_variables import OWN_RAY
 from sweeps.host.hygiene import wait_until_idle
 from sweeps.sandbox.isolation import ForkServer, Task
+from tests.benchmarks.report import at_most, print_report
 
 ROOT = Path(__file__).parent.parent.parent
 TRIALS, ROUNDS = 20, 2
@@ -92,38 +88,19 @@ def main() -> int:
             fits[way.name].append(fit(way, TRIALS))
     plain_s = statistics.median(one.trial_s for one in fits[WAYS[0].name])
     rows = [_row(name, of_way, plain_s) for name, of_way in fits.items()]
-    machine = {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "date": f"{datetime.date.today()}",
-    }
-    versions = {name: version(name) for name in ("ray", "torch")}
     print(tabulate(rows, headers="keys", floatfmt=".2f"))
-    print(
-        f"{TRIALS} trials a fit, {ROUNDS} fits each, {machine['cpu']}, {machine['cores']} cores,"
-        f" {machine['date']}"
-    )
-    disturbances = [
-        f"{name}: {one.unsettled}"
-        for name, of_way in fits.items()
-        for one in of_way
-        if one.unsettled
-    ]
-    print(
-        "\n".join(f"disturbed before a fit of {line}" for line in disturbances)
-        or "the machine was quiet before each fit"
-    )
-    print(
-        json.dumps(
-            {
-                "benchmark": "overhead",
-                "figures": rows,
-                "disturbances": disturbances,
-                "machine": machine,
-                "versions": versions,
-            }
-        )
+    print(f"{TRIALS} trials a fit, {ROUNDS} fits each")
+    isolated_s = rows[-1]["s a trial"]
+    print_report(
+        "overhead",
+        rows,
+        [at_most("isolated, over plain Ray Tune", 1.0, isolated_s / plain_s, "{:.2f}")],
+        ["ray", "torch"],
+        [
+            one.unsettled and f"before a fit of {name}: {one.unsettled}"
+            for name, of_way in fits.items()
+            for one in of_way
+        ],
     )
     return 0
 

@@ -10,17 +10,13 @@ trials, and a disturbed one runs again; --set and --repeats make it smaller for 
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +29,8 @@ from analysis.runs import SweepRuns, sweep_runs
 from analysis.statistics import FEWEST_PAIRS, mean_interval, paired_change
 from analysis.text_tables import WIDTH
 from analysis.tradeoff import WORKERS, epoch_seconds, epoch_times, groups
-from speech.cpu import cpu_model
 from sweeps.config.yaml_source import read
+from tests.benchmarks.report import Bar, at_most, print_report
 
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = "workers"
@@ -86,14 +82,6 @@ def main() -> int:
         false_share(ratios, np.random.default_rng(0)),
         by_chance([len(each) for each in ratios]),
     )
-    machine = {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "date": f"{datetime.date.today()}",
-    }
-    versions = {name: version(name) for name in ("ray", "torch", "mlflow")}
-
     print("\n\nThe default sweep's workers block, twice\n")
     print(tabulate(cells, headers="keys", floatfmt=".3f", missingval="-"))
     flagged = sum(bool(cell["flag"]) for cell in cells)
@@ -114,7 +102,6 @@ def main() -> int:
         f"{[each.disturbed for each in (*twice, same)]} trials disturbed,"
         f" {[round(each.took_s) for each in (*twice, same)]} s"
     )
-    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}")
     figures = {
         "cells": cells,
         "recommendations": advised,
@@ -126,17 +113,13 @@ def main() -> int:
         "disturbed": [each.disturbed for each in (*twice, same)],
         "took_s": [each.took_s for each in (*twice, same)],
     }
-    print(
-        json.dumps(
-            {
-                "benchmark": "repeatability",
-                "figures": figures,
-                "set": given.set,
-                "machine": machine,
-                "versions": versions,
-            }
-        )
-    )
+    same_text = "the same" if alike else "another"
+    bars = [
+        Bar("recommendation of the second run", "the same", same_text, alike),
+        at_most("one point under two names, told apart", high, false, "{:.1%}"),
+    ]
+    packages = ["ray", "torch", "mlflow"]
+    print_report("repeatability", figures, bars, packages, set=given.set)
     return 0
 
 

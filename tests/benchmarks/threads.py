@@ -7,10 +7,7 @@ figures as one JSON object.
 """
 
 import contextlib
-import datetime
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,11 +22,11 @@ from torch.utils.data import DataLoader
 
 from speech import corpora
 from speech.config import TrialConfig
-from speech.cpu import cpu_model
 from speech.loading import make_loader, prepare_forms
 from sweeps.config.plan import plan
 from sweeps.config.sweep_file import load_text
 from sweeps.host.hygiene import wait_until_idle
+from tests.benchmarks.report import at_most, print_report
 
 ROOT = Path(__file__).parent.parent.parent
 FORMATS = ("png", "wav")
@@ -45,26 +42,17 @@ def main() -> int:
         with busy_process() if situation != "as it is" else contextlib.nullcontext():
             rows += [row(form, situation, loader) for form, loader in loaders.items()]
     bars = [
-        {
-            "name": f"one thread over all, {one['format']}, {one['machine']}",
-            "wanted": WANTED_QUIET if one["machine"] == "as it is" else WANTED_BUSY,
-            "got": one["one over all"],
-        }
+        at_most(
+            f"one thread over all, {one['format']}, {one['machine']}",
+            WANTED_QUIET if one["machine"] == "as it is" else WANTED_BUSY,
+            one["one over all"],
+            "{:.2f}",
+        )
         for one in rows
     ]
-    for bar in bars:
-        bar["met"] = bar["got"] <= bar["wanted"]
-    machine = {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "date": f"{datetime.date.today()}",
-        "unsettled": unsettled,
-    }
     print(tabulate(rows, headers="keys", floatfmt=".2f"))
-    print(f"Milliseconds a batch, medians of {ROUNDS} rounds. {machine['cpu']}, {machine['date']}")
-    print(unsettled or "the machine was quiet before")
-    print(json.dumps({"benchmark": "threads", "figures": rows, "machine": machine, "bars": bars}))
+    print(f"Milliseconds a batch, medians of {ROUNDS} rounds")
+    print_report("threads", rows, bars, ["torch"], [unsettled])
     return 0
 
 

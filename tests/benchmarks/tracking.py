@@ -17,10 +17,7 @@ files. Last line: the figures as JSON.
 """
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import shutil
 import statistics
 import sys
@@ -28,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -38,7 +34,6 @@ from tabulate import tabulate
 
 from speech import corpora
 from speech.config import RuntimeSettings, TrialConfig
-from speech.cpu import cpu_model
 from speech.loading import prepare_forms
 from sweeps.config.config import Metric
 from sweeps.config.plan import TrialSpec
@@ -50,6 +45,7 @@ from sweeps.host.hygiene import wait_until_idle
 from sweeps.sandbox.isolation import ForkServer
 from sweeps.tracking import outbox
 from sweeps.tracking.mlflow_runs import RunLogger
+from tests.benchmarks.report import at_most, print_report
 
 ROOT = Path(__file__).parent.parent.parent
 WORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
@@ -141,12 +137,6 @@ def main() -> int:
         for way in WAYS
         if (of_way := times.get((load, way)))
     ]
-    machine = {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "date": f"{datetime.date.today()}",
-    }
     print(
         tabulate(
             rows,
@@ -154,28 +144,13 @@ def main() -> int:
             floatfmt=("", "", ".2f", "+.2f", "+.2f", "+.2f", ".2f", ".3f", ".2f", ".0f"),
         )
     )
-    print(
-        f"{EPOCHS} epochs of {1000 * STEP_S:g} ms a step; {machine['cpu']}, {machine['cores']}"
-        f" cores, {machine['date']}"
-    )
-    disturbances = [text for text in unsettled if text]
-    print(
-        f"not quiet: {'; '.join(disturbances)}"
-        if disturbances
-        else "the machine was quiet before and after"
-    )
-    versions = {name: version(name) for name in ("mlflow", "torch")}
-    print(
-        json.dumps(
-            {
-                "benchmark": "tracking",
-                "figures": rows,
-                "disturbances": disturbances,
-                "machine": machine,
-                "versions": versions,
-            }
-        )
-    )
+    print(f"{EPOCHS} epochs of {1000 * STEP_S:g} ms a step")
+    tracked = [row for row in rows if row["way"] == "tracked"]
+    bars = [
+        at_most(f"CPU of tracking, {row['load']}", 1.0, row["computed %"], "{:.2f} %")
+        for row in tracked
+    ]
+    print_report("tracking", rows, bars, ["mlflow", "torch"], unsettled)
     return 0
 
 

@@ -182,9 +182,8 @@ def preparation_rate(calibration: Calibration, workers: int) -> float:
 def time_bounds(loader: MeasuredLoader, calibration: Calibration, row: Row) -> dict[str, float]:
     """Returns the seconds that an epoch would take with one resource as its only bound."""
     costs, step = calibration.loader, calibration.step
-    step_s = step.wait_s + step.cpu_s * max(1.0, step.threads / costs.cores)
     alone_s = {
-        "accelerator": loader.batches * step_s,
+        "accelerator": loader.batches * step.alone_s(costs.cores),
         "preparation": (
             loader.batches * costs.batch_size / preparation_rate(calibration, row.workers)
         ),
