@@ -208,8 +208,14 @@ def _describe_surroundings(trial: pd.Series) -> str:
     )
     if cores and tags.get("cpu_quota", "none") != "none":
         cores += " by CPU quota"
-    notes = [*_loop_note(trial), *_reading_notes(trial)]
+    notes = [*_rank_note(trial), *_loop_note(trial), *_reading_notes(trial)]
     return " · ".join(filter(None, [device, cpu, cores, threads, numbers, *notes]))
+
+
+def _rank_note(trial: pd.Series) -> list[str]:
+    """Returns the number of ranks, unless it is one."""
+    ranks = trial.get("device.ranks", 1)
+    return [f"{ranks:g} ranks"] if pd.notna(ranks) and ranks > 1 else []
 
 
 def _loop_note(trial: pd.Series) -> list[str]:

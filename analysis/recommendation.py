@@ -270,7 +270,8 @@ def _throttling_sentence(cell: Cell, group: Comparable) -> str:
 
 def _cell_name(cell: Cell, group: Comparable) -> str:
     """Returns the name of a cell in words, with its size if the group has several."""
-    workers = count_text(cell.workers, "worker")
+    ranks = group.trials["device.ranks"].max() if "device.ranks" in group.trials else 1
+    workers = count_text(cell.workers, "worker") + (" a rank" if ranks > 1 else "")
     return f"{workers} with shm {_size_text(cell)}" if len(group.values(SHM)) > 1 else workers
 
 

@@ -29,6 +29,8 @@ from speech.shm_usage import shm_usage
 from speech.timing import Gauge, Interval, Timeline, accelerator_metrics
 
 Record = dict[str, Any]
+# Metrics, raw record and start of an epoch, see run_epoch
+EpochResult = tuple[dict[str, float], Record, float]
 SAMPLE_S = 0.01  # between two readings of /dev/shm; one takes a hundredth of a short step
 StepFunction = Callable[[Any, int, int], torch.Tensor | None]  # (batch, epoch, step) -> loss
 
@@ -56,7 +58,7 @@ def run_epoch(
     accelerator: Accelerator | None,
     gauge: Gauge,
     log: FetchLog,
-) -> tuple[dict[str, float], Record, float]:
+) -> EpochResult:
     """Runs one epoch; returns its metrics, its raw record and the time.perf_counter of its start.
 
     All times in the raw record are in seconds since the start of the epoch. The record holds:

@@ -27,16 +27,18 @@ def find_obstacle(config: TrialConfig, corpus: PreparedCorpus, learns: bool) -> 
 
 
 def batch_size_obstacle(config: TrialConfig, corpus: PreparedCorpus) -> str | None:
-    """Returns the obstacle if the training split does not fill a batch, else None.
+    """Returns the obstacle if the training split does not fill a step, else None.
 
-    A last incomplete batch is dropped, and at least one batch is needed.
+    The clips of a last incomplete step are dropped, and at least one step is needed.
     """
-    size, clips = config.loader.batch_size, len(corpus.split("training"))
-    if size <= clips:
+    size, ranks = config.loader.batch_size, config.device.ranks
+    clips = len(corpus.split("training"))
+    if size * ranks <= clips:
         return None
+    for_ranks = f" for each of {ranks} ranks" if ranks > 1 else ""
     return (
-        f"loader.batch_size {size} is more than the {clips} training clips of {corpus.root}: write"
-        " a smaller one"
+        f"loader.batch_size {size}{for_ranks} is more than the {clips} training clips of"
+        f" {corpus.root}: write a smaller one"
     )
 
 

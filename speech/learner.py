@@ -7,6 +7,7 @@ step spans everything that it has queued. Its time therefore includes the copies
 the gaps between its kernels. The CUDA lines are complete but have run on no GPU yet.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -19,12 +20,16 @@ from speech.feasibility import batch_norm_obstacle
 from speech.features import Picture
 from speech.model import build_model
 from speech.prepared_corpus import PreparedCorpus
+from speech.ranks import Member
 from speech.shapes import picture_shape
 from speech.timing import Interval
 
 
 class Learner:
-    """Holds ResNet34, SGD and the precision they run in, on one device ('cpu' or 'cuda')."""
+    """Holds ResNet34, SGD and the precision they run in, on one device ('cpu' or 'cuda').
+
+    The learners of several ranks average their gradients in every step, and so stay equal.
+    """
 
     def __init__(
         self,
@@ -59,8 +64,27 @@ class Learner:
             fused=True,  # one pass over 21 million weights instead of six
         )
         self.label_smoothing = optimizer_config.label_smoothing
-        self.scaler = torch.amp.GradScaler(device, enabled=self.dtype == torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self._trained: torch.nn.Module = self.model  # what a training step runs
         self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def join_ranks(self, member: Member) -> None:
+        """Averages the gradients with those of the other ranks from now on.
+
+        Call it in every rank, with the same weights everywhere. Uses NCCL on CUDA and gloo on the
+        CPU (Li et al., PyTorch Distributed, VLDB 2020).
+        """
+        on_cuda = self.device.type == "cuda"
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are on this machine
+        torch.distributed.init_process_group(
+            "nccl" if on_cuda else "gloo",
+            init_method=f"file://{member.meeting_file}",
+            rank=member.rank,
+            world_size=member.count,
+        )
+        self._trained = torch.nn.parallel.DistributedDataParallel(
+            self.model, device_ids=[self.device] if on_cuda else None
+        )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -92,7 +116,7 @@ class Learner:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            logits = self.model(
+            logits = self._trained(
                 torch.lerp(pictures.roll(1, 0), pictures, mixup) if mixup < 1 else pictures
             )
             loss = self._loss(logits, labels, mixup)

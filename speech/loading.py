@@ -58,24 +58,32 @@ def prepare_forms(
 class EpochBatches(Sampler[BatchRequest]):
     """Yields the batches of an epoch.
 
-    Set `epoch` before iterating. A shuffled order depends on (seed, epoch) only.
+    Set `epoch` before iterating. A shuffled order depends on (seed, epoch) only. Every step takes
+    the next clips of that order for each of `ranks` ranks in turn, so that all ranks together see
+    the epoch of a single process with batches of all ranks.
     """
 
-    def __init__(self, clips: int, batch_size: int, seed: int | None):
-        """Prepares batches over `clips` clips.
+    def __init__(
+        self, clips: int, batch_size: int, seed: int | None, rank: int = 0, ranks: int = 1
+    ):
+        """Prepares the batches of a rank over `clips` clips.
 
         With `seed` None the order is that of the clips, and all clips are included. Otherwise the
-        order is shuffled, and a last incomplete batch is dropped.
+        order is shuffled, and the clips of a last incomplete step are dropped.
         """
         self.clips, self.batch_size, self.seed = clips, batch_size, seed
+        self.rank, self.ranks = rank, ranks
         self.epoch = 0
 
+    def of_rank(self, rank: int) -> "EpochBatches":
+        """Returns the batches of another rank in the same epoch."""
+        other = EpochBatches(self.clips, self.batch_size, self.seed, rank, self.ranks)
+        other.epoch = self.epoch
+        return other
+
     def __len__(self) -> int:
-        return (
-            self.clips // self.batch_size
-            if self.seed is not None
-            else -(-self.clips // self.batch_size)
-        )
+        step_clips = self.batch_size * self.ranks
+        return self.clips // step_clips if self.seed is not None else -(-self.clips // step_clips)
 
     def __iter__(self) -> Iterator[BatchRequest]:
         order = (
@@ -86,9 +94,8 @@ class EpochBatches(Sampler[BatchRequest]):
             .tolist()
         )
         for step in range(len(self)):
-            yield BatchRequest(
-                self.epoch, step, list(order[step * self.batch_size : (step + 1) * self.batch_size])
-            )
+            first = (step * self.ranks + self.rank) * self.batch_size
+            yield BatchRequest(self.epoch, step, list(order[first : first + self.batch_size]))
 
 
 def choose_fetch(loader: DataLoader) -> Callable[[Iterator[Any]], Any]:
@@ -119,19 +126,23 @@ def make_loader(
     seed: int,
     pin_memory: bool = False,
     log: FetchLog | None = None,
+    rank: int = 0,
 ) -> tuple[DataLoader, EpochBatches]:
     """Returns the loader of one split, and the sampler through which the epoch is set.
 
-    `log` records every batch that is prepared. Batches are pictures (B, C, M, T) float32 and labels
+    Of the training split it is the loader of rank `rank`. `log` records every batch that is
+    prepared. Batches are pictures (B, C, M, T) float32 and labels
     (B,) int64. In loader format `on_device` they are waveforms (B, S) int16 and labels. If
     SpecAugment is on, masks (B, 2, 2, 2) int32 follow. Raises ValueError if the training split is
-    smaller than a batch.
+    smaller than a step.
     """
     clips, loader_config = ClipDataset(config, corpus, split, seed, log), config.loader
     if split == "training" and (obstacle := batch_size_obstacle(config, corpus)):
         raise ValueError(obstacle)
-    batches = EpochBatches(
-        len(clips), loader_config.batch_size, seed if split == "training" else None
+    batches = (
+        EpochBatches(len(clips), loader_config.batch_size, seed, rank, config.device.ranks)
+        if split == "training"
+        else EpochBatches(len(clips), loader_config.batch_size, None)
     )
     if log:
         log.allocate(len(batches))

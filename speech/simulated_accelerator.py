@@ -7,10 +7,14 @@ The loop queues a step and goes on, as on a GPU, where a call returns before its
 The accelerator begins a step when it is queued and the step before it has ended. `run_ahead` limits
 how many steps may be queued or running when the loop goes on; with 0 the loop waits for every step,
 as a loop does that reads the loss of each.
+
+The accelerators of several ranks exchange gradients in every step, so they begin it together, when
+the last rank has queued it.
 """
 
 import time
 
+from speech.ranks import Member, single_rank
 from speech.timing import Interval
 from speech.training_config import Device
 
@@ -20,10 +24,13 @@ class SimulatedAccelerator:
 
     skips_steps = False  # see speech.epoch.Accelerator
 
-    def __init__(self, device_config: Device):
-        """Models the accelerator that `device_config` describes; nothing is queued on it."""
-        self.config = device_config
-        self._busy: list[Interval] = []  # of the steps since the last take, on time.perf_counter
+    def __init__(self, device_config: Device, member: Member | None = None):
+        """Models the accelerator of a rank, as `device_config` describes it; nothing is queued."""
+        self.config, self.member = device_config, member or single_rank()
+        # Of the steps since the last take, on time.perf_counter: when each was queued here, and
+        # when those ran whose begin is known
+        self._queued: list[float] = []
+        self._busy: list[Interval] = []
         self._first_step_began = 0.0  # when the loop began to queue the first of them
 
     def run_step(self) -> None:
@@ -32,25 +39,33 @@ class SimulatedAccelerator:
         It first uses the CPU for `host_cpu_s`, as launching kernels and copying the batch would.
         """
         until = time.thread_time() + self.config.host_cpu_s
-        if not self._busy:
+        if not self._queued:
             self._first_step_began = time.perf_counter()
         while time.thread_time() < until:
             pass
-        queued = time.perf_counter()
-        begin = max(queued, self._busy[-1][1]) if self._busy else queued
-        self._busy.append((begin, begin + self.config.step_s))
-        if len(self._busy) > self.config.run_ahead:
-            _sleep_until(self._busy[-1 - self.config.run_ahead][1])
+        self._queued.append(time.perf_counter())
+        self.member.send_moment(self._queued[-1])
+        awaited = len(self._queued) - 1 - self.config.run_ahead
+        if awaited >= 0:
+            _sleep_until(self._find_interval(awaited)[1])
+
+    def _find_interval(self, step: int) -> Interval:
+        """Returns when a queued step runs; waits until all ranks have queued it."""
+        while len(self._busy) <= step:
+            queued = max([self._queued[len(self._busy)], *self.member.receive_moments()])
+            begin = max(queued, self._busy[-1][1]) if self._busy else queued
+            self._busy.append((begin, begin + self.config.step_s))
+        return self._busy[step]
 
     def unfinished_steps(self) -> int:
         """Returns how many of the queued steps have not ended."""
         now = time.perf_counter()
-        return sum(end > now for _, end in self._busy)
+        return sum(self._find_interval(step)[1] > now for step in range(len(self._queued)))
 
     def synchronise(self) -> None:
         """Waits until all queued steps have ended."""
-        if self._busy:
-            _sleep_until(self._busy[-1][1])
+        if self._queued:
+            _sleep_until(self._find_interval(len(self._queued) - 1)[1])
 
     def take_busy_intervals(self) -> list[Interval]:
         """Returns the intervals in which a step ran since the last call.
@@ -58,7 +73,7 @@ class SimulatedAccelerator:
         They are in seconds since the loop began to queue the first of them. Call `synchronise`
         before.
         """
-        busy, self._busy = self._busy, []
+        self._queued, busy, self._busy = [], self._busy, []
         return [
             (begin - self._first_step_began, end - self._first_step_began) for begin, end in busy
         ]

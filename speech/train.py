@@ -24,10 +24,9 @@ snapshots; its ensemble consists of the earlier ones. Without any, the trial has
 
 import functools
 import math
-import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -39,15 +38,16 @@ from speech.augment import mixup_weight, random_stream
 from speech.calibration.speed import probe_speed
 from speech.config import Trial
 from speech.continuation import Continuation, Progress
-from speech.cpu import cpu_model, cpu_weight, format_quota, usable_cores
-from speech.dataset import ClipDataset, build_picture
+from speech.dataset import ClipDataset
 from speech.divergence import Divergence, check_inputs, check_validation, find_divergence
 from speech.end_record import end_record
-from speech.epoch import Accelerator, Record, StepFunction, run_epoch
+from speech.epoch import Accelerator, EpochResult, Record, StepFunction, run_epoch
 from speech.fetches import FetchLog
 from speech.learner import Learner, make_learner
 from speech.loading import choose_fetch, make_loader
-from speech.shapes import batch_bytes
+from speech.rank_records import combine_ranks
+from speech.ranks import Member, Ranks, single_rank
+from speech.setup_record import prediction_inputs, setup_record
 from speech.simulated_accelerator import SimulatedAccelerator
 from speech.timing import Gauge, watch_batches
 
@@ -59,24 +59,71 @@ def fit(trial: Trial, emit: Callable[[Record], None], gauge: Gauge | None = None
 
     Every error is raised; the caller records it. `gauge` receives the trial's progress.
     """
+    gauge = gauge or Gauge()
+    with tempfile.TemporaryDirectory(prefix="trial-") as scratch:
+        if trial.config.device.ranks == 1:
+            _lead(trial, emit, gauge, Path(scratch), None)
+            return
+        ranks = Ranks(
+            trial.config.device.ranks,
+            Path(scratch),
+            lambda member, epochs, send: _follow(trial, gauge, member, epochs, send),
+        )
+        emit = ranks.watch(emit)
+        try:
+            _lead(trial, emit, gauge, Path(scratch), ranks)
+        except BaseException:
+            ranks.emit_failure(emit)
+            raise
+        ranks.end()
+
+
+def _lead(
+    trial: Trial,
+    emit: Callable[[Record], None],
+    gauge: Gauge,
+    scratch: Path,
+    ranks: Ranks | None,
+) -> None:
+    """Runs rank 0, which is the whole trial without other `ranks`."""
+    device, corpus = _prepare(trial)
+    speed = probe_speed(trial, corpus) if trial.probe_speed else None
+    if ranks:
+        ranks.release()
+    training = _Training(trial, corpus, device, FetchLog(scratch / "log"), gauge, ranks)
+    emit(training.begin() | ({"speed": speed.model_dump()} if speed else {}))
+    for record in training.progress.records:
+        emit(record | {"replayed": True})
+    training.run_epochs(emit)
+    emit(training.end())
+
+
+def _follow(
+    trial: Trial,
+    gauge: Gauge,
+    member: Member,
+    epochs: Iterator[int],
+    send: Callable[[Any], None],
+) -> None:
+    """Runs another rank than 0: trains the commanded epochs, and sends what was measured."""
+    device, corpus = _prepare(trial)
+    with tempfile.TemporaryDirectory(prefix="rank-") as scratch:
+        log = FetchLog(Path(scratch, "log"))
+        training = _Training(trial, corpus, device, log, gauge.of_rank(member.rank), None, member)
+        for epoch in epochs:
+            send(training.train(epoch))
+
+
+def _prepare(trial: Trial) -> tuple[str, corpora.PreparedCorpus]:
+    """Returns the device and the corpus of a trial."""
     device = accelerator.choose_device(trial.config.device)
     corpus = corpora.prepare_corpus(trial.config.corpus)
     corpora.check_unchanged(corpus, trial.fingerprint)
-    speed = probe_speed(trial, corpus) if trial.probe_speed else None
-    torch.manual_seed(trial.seed)  # the probe has drawn from it
-    torch.set_num_threads(trial.runtime.threads)
-    with tempfile.TemporaryDirectory(prefix="fetches-") as scratch:
-        log = FetchLog(Path(scratch, "log"))
-        training = _Training(trial, corpus, device, log, gauge or Gauge())
-        emit(training.begin() | ({"speed": speed.model_dump()} if speed else {}))
-        for record in training.progress.records:
-            emit(record | {"replayed": True})
-        training.run_epochs(emit)
-        emit(training.end())
+    return device, corpus
 
 
 class _Training:
-    """Holds the state of one trial between its epochs, and runs them."""
+    """Holds the state of one rank of a trial between its epochs, and runs them."""
 
     def __init__(
         self,
@@ -85,13 +132,21 @@ class _Training:
         device: str,
         log: FetchLog,
         gauge: Gauge,
+        ranks: Ranks | None,
+        member: Member | None = None,
     ):
-        """Builds the loaders and the learner, and restores an interrupted attempt's progress."""
+        """Builds the loaders and the learner, and restores an interrupted attempt's progress.
+
+        Rank 0 has the other `ranks`, if there are any, and each of them is a `member`.
+        """
         self.trial, self.corpus, self.device = trial, corpus, device
-        self.log, self.gauge = log, gauge
+        self.log, self.gauge, self.ranks = log, gauge, ranks
+        self.member = ranks.member if ranks else member or single_rank()
+        torch.manual_seed(trial.seed)  # a probe of the speed has drawn from it
+        torch.set_num_threads(max(trial.runtime.threads // self.member.count, 1))
         pinning = trial.config.loader.pin_memory and device == "cuda"
         self.loader, self.order = make_loader(
-            trial.config, corpus, "training", trial.seed, pinning, log
+            trial.config, corpus, "training", trial.seed, pinning, log, self.member.rank
         )
         schedule = trial.config.sgdr
         self.cycle_steps = [epochs * len(self.loader) for epochs in schedule.cycles()]
@@ -111,25 +166,31 @@ class _Training:
                 trial, self.learning.learner, self.learning_rate, len(self.loader)
             )
         else:
-            self.accelerator = simulated = SimulatedAccelerator(trial.config.device)
+            self.accelerator = simulated = SimulatedAccelerator(trial.config.device, self.member)
             self.run_step = lambda batch, epoch, step: simulated.run_step()
 
     def _make_learning(self) -> "_Learning":
         """Builds what a trial has that learns, and restores its progress if it continues."""
-        trial, corpus = self.trial, self.corpus
-        learner = make_learner(trial, corpus, self.device)
+        trial, corpus, member = self.trial, self.corpus, self.member
+        device = self.device
+        if device == "cuda":
+            device = f"cuda:{member.rank}"
+            torch.cuda.set_device(member.rank)
+        learner = make_learner(trial, corpus, device)
         validation, _ = make_loader(trial.config, corpus, "validation", trial.seed)
         continuation = None
         if trial.continues:
             continuation = Continuation(trial, corpus, self.device, learner)
             self.progress = continuation.restore()
+        if member.count > 1:
+            learner.join_ranks(member)
         return _Learning(learner, validation, continuation)
 
     def begin(self) -> Record:
         """Announces the size of a batch, and returns the setup record."""
-        setup = _setup_record(self.trial, self.device, self.corpus, len(self.loader))
+        setup = setup_record(self.trial, self.device, self.corpus, len(self.loader))
         if self.learning:
-            setup |= _prediction_inputs(self.trial, self.corpus)
+            setup |= prediction_inputs(self.trial, self.corpus)
         self.gauge.set_batch_bytes(setup["batch_bytes"])
         return setup | self.progress.origin()
 
@@ -140,7 +201,7 @@ class _Training:
         """
         began = time.perf_counter()
         for epoch in range(len(self.progress.epochs), self.trial.config.sgdr.epochs):
-            metrics, raw, epoch_began = self._train(epoch)
+            metrics, raw, epoch_began = self._train_ranks(epoch)
             predicted = None
             if self.learning:
                 predicted, more = self._validate(self.learning, epoch, metrics, raw)
@@ -164,11 +225,18 @@ class _Training:
         """Returns the number of an epoch's last step, counted from the start of the trial."""
         return (epoch + 1) * len(self.loader) - 1
 
-    def _train(self, epoch: int) -> tuple[dict[str, float], Record, float]:
-        """Runs the timed part of an epoch; returns what `run_epoch` returns."""
-        self.order.epoch = epoch
+    def _train_ranks(self, epoch: int) -> EpochResult:
+        """Runs the timed part of an epoch on all ranks; returns what `run_epoch` returns."""
         if self.trial.config.corpus.cache == "cold":
             page_cache.drop(cast(ClipDataset, self.loader.dataset).files())
+        if not self.ranks:
+            return self.train(epoch)
+        self.ranks.start_epoch(epoch)
+        return combine_ranks([self.train(epoch), *self.ranks.collect()])
+
+    def train(self, epoch: int) -> EpochResult:
+        """Runs the timed part of an epoch on this rank; returns what `run_epoch` returns."""
+        self.order.epoch = epoch
         return run_epoch(self.loader, self.run_step, epoch, self.accelerator, self.gauge, self.log)
 
     def _validate(
@@ -182,7 +250,8 @@ class _Training:
         """
         trial, corpus, learner = self.trial, self.corpus, learning.learner
         if self.divergence is None and "first_not_finite" in raw:
-            check_inputs(trial, corpus, learner, self.order, raw["first_not_finite"])
+            order = self.order.of_rank(raw.get("not_finite_rank", 0))
+            check_inputs(trial, corpus, learner, order, raw["first_not_finite"])
         predicted, more = _predict(learner, learning.validation, self.gauge)
         if self.divergence is None:
             self.divergence = find_divergence(learner, metrics, epoch, predicted.scores)
@@ -284,41 +353,3 @@ def _save_snapshot(
         metrics["snapshot/disagreement"] = disagreement
     head = {"kind": "snapshot", "cycle": cycle, "epoch": epoch, "file": path.name}
     return head | {"metrics": metrics, "disagreements": ensemble.disagreements()}
-
-
-def _setup_record(trial: Trial, device: str, corpus: corpora.PreparedCorpus, steps: int) -> Record:
-    """Returns the setup record, without the inputs of a later prediction; `steps`: per epoch."""
-    config, cpus, cores = trial.config, sorted(os.sched_getaffinity(0)), usable_cores()
-    return {
-        "kind": "setup",
-        "device": device,
-        "device_name": accelerator.device_name(device, config.device),
-        "cpu_name": cpu_model(),
-        "cores": cores,
-        "affinity": cpus,
-        "cpu_quota": format_quota(len(cpus), cores),
-        "cpu_weight": cpu_weight(),
-        "precision": trial.runtime.precision,
-        "channels_last": trial.runtime.channels_last,
-        **accelerator.thread_counts(),
-        "torch": torch.__version__,
-        "labels": corpus.labels,
-        "training_clips": len(corpus.split("training")),
-        "validation_clips": len(corpus.split("validation")),
-        "skipped_clips": len(corpus.skipped),
-        "split": corpus.account.how,
-        "corpus": corpus.account.document(),
-        "steps_per_epoch": steps,
-        "batch_bytes": batch_bytes(config, config.loader.batch_size),
-    }
-
-
-def _prediction_inputs(trial: Trial, corpus: corpora.PreparedCorpus) -> Record:
-    """Returns all inputs that speech/prediction.py needs in addition to the trial's snapshots.
-
-    With them a prediction is possible months later and without the corpus.
-    """
-    picture = build_picture(trial.config, corpus)
-    # The lists are exact, since a Python float holds any float32
-    statistics = {"mean": picture.mean.tolist(), "deviation": picture.deviation.tolist()}
-    return {"config": trial.config.model_dump(mode="json"), "statistics": statistics}

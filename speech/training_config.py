@@ -137,6 +137,7 @@ class Sgdr(Group):
 
 Precision = Literal["float32", "bfloat16", "float16"]
 DeviceName = Literal["cuda", "cpu", "simulated"]
+MAX_RANKS = 64  # of a trial
 
 
 class Device(Group):
@@ -163,6 +164,15 @@ class Device(Group):
     host_cpu_s: float = Field(
         0.0, ge=0, le=60, description="simulated: seconds of CPU the host spends on a batch"
     )
+    ranks: int = Field(
+        1,
+        ge=1,
+        le=MAX_RANKS,
+        description=(
+            "processes that train together, one for each accelerator; each has a loader with"
+            " num_workers workers of its own, and batch_size clips of every step"
+        ),
+    )
     run_ahead: int = Field(
         0,
         ge=0,
@@ -179,6 +189,11 @@ class Device(Group):
             " progress bar do; simulated needs run_ahead: 0 with it"
         ),
     )
+
+    @property
+    def may_use_cuda(self) -> bool:
+        """Whether a GPU is used where there is one."""
+        return "cuda" in self.prefer
 
     @classmethod
     def __get_pydantic_json_schema__(

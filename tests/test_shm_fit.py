@@ -198,3 +198,20 @@ def test_the_limit_decides_to_the_page(
     limit = shm_requirement(config, 12, 6, 0).max_bytes - short * PAGE_BYTES
     _, ended, foreseen = run(template, config, tmp_path, limit)
     assert (foreseen.verdict, ended.outcome) == (verdict, outcome)
+
+
+@isolated
+@pytest.mark.parametrize("persistent", [True, False])
+def test_the_loaders_of_all_ranks_share_the_limit(
+    template, tone_trial, tmp_path, persistent: bool
+) -> None:
+    """Expects the whole windows of two loaders, two of whose six batches are in the loops' hands."""
+    keys = {"format": "png", "num_workers": 1, "prefetch_factor": 2, "batch_size": 2}
+    keys |= {"persistent_workers": persistent}
+    config = tone_trial(loader=keys, device=SIMULATED | {"ranks": 2}, sgdr={"epochs": 2})
+    ending, outcome, foreseen = run(template, config, tmp_path, 64 << 20)
+    batch = 2 * 3 * 224 * 224 * 4 + PAGE_BYTES
+    lingering = 0 if persistent else 2 * 2 * PAGE_BYTES
+    assert outcome.outcome == "completed"
+    assert foreseen.max_bytes == 2 * (3 * batch + 11 * PAGE_BYTES) + lingering
+    assert foreseen.max_bytes - lingering <= ending["shm_peak_bytes"] <= foreseen.max_bytes

@@ -57,5 +57,6 @@ def test_an_accelerator_with_nothing_queued_is_idle_until_the_next_step() -> Non
     accelerator.run_step()
     time.sleep(3 * STEP_S)
     accelerator.run_step()
+    accelerator.synchronise()
     (_, end), (begin, _) = accelerator.take_busy_intervals()
     assert 2 * STEP_S <= begin - end < 2 * STEP_S + LATE_S

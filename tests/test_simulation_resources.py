@@ -130,3 +130,35 @@ def test_without_workers_it_is_the_recursion_and_running_further_ahead_never_tak
         first_s = epoch.inline_s + epoch.read_s + epoch.step_cpu_s
         assert took_s[-1] >= epoch.batches * host_s - 1e-9
         assert took_s[-1] >= first_s + epoch.batches * epoch.step_wait_s - 1e-9
+
+
+def test_two_ranks_on_twice_the_cores_take_as_long_as_one() -> None:
+    rng = random.Random(2)
+    for _ in range(100):
+        epoch = Epoch(
+            rng.randint(1, 16),
+            rng.randint(0, 4),
+            rng.randint(1, 3),
+            cores=rng.randint(1, 3),
+            inline_s=rng.uniform(0.001, 0.1),
+            prepare_s=rng.uniform(0.001, 0.1),
+            step_cpu_s=rng.choice([0, 0.02]),
+            step_wait_s=rng.uniform(0, 0.1),
+            run_ahead=rng.randint(0, 2),
+        )
+        two = simulate(replace(epoch, ranks=2, cores=2 * epoch.cores))
+        assert spans(two) == pytest.approx(spans(simulate(epoch)), abs=1e-9), epoch
+
+
+def test_ranks_that_share_a_core_prepare_half_as_fast() -> None:
+    # both prepare to 4, and their accelerators run to 5; then once more
+    assert spans(simulate(Epoch(2, 0, 2, cores=1, ranks=2, inline_s=2, step_wait_s=1))) == (
+        0,
+        4,
+        4,
+        2,
+        0,
+    )
+    # a worker of each: batches at 4 and 8
+    took = simulate(Epoch(2, 1, 2, cores=1, ranks=2, prepare_s=2, step_wait_s=1))
+    assert spans(took) == pytest.approx((0, 4, 3, 2, 0))

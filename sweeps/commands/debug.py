@@ -37,6 +37,11 @@ def debug(config: SweepConfig, trial_id: str, log: Log) -> None:
     """
     forecasts = prepare_forecasts(config, log)
     spec = find_trial(trial_id, forecasts.plan.trials, "--debug")
+    if (ranks := spec.config.device.ranks) > 1:
+        raise PreflightError(
+            f"--debug runs a trial in one process, and this one has {ranks} ranks. Add --set"
+            " parameters.device.ranks=1, or debug another trial."
+        )
     for line in forecasts.corpora[spec.config.corpus.selection_key()].account.lines():
         log(line)
     log(

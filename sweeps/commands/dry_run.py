@@ -254,7 +254,8 @@ def resources(result: DryRun, trial: TrialSpec) -> dict[str, Any]:
     """
     configured = result.trial_forecasts.config.resources
     cores = result.node.whole_cores
-    auto_gpus = int(_may_use_gpu(result.trial_forecasts.config, trial.config))
+    may_use_gpu = _may_use_gpu(result.trial_forecasts.config, trial.config)
+    auto_gpus = trial.config.device.ranks if may_use_gpu else 0
     return {
         "cpus": cores if configured.cpus == "auto" else configured.cpus,
         "gpus": auto_gpus if configured.gpus == "auto" else configured.gpus,

@@ -121,7 +121,11 @@ class Resources(Group):
     """Resources that each trial gets on its node; the same for every trial of the sweep."""
 
     gpus: Literal["auto"] | Annotated[float, Field(ge=0), AfterValidator(_check_gpus)] = Field(
-        "auto", description="GPUs of a trial; 0.5 shares one; auto: one if the device is cuda"
+        "auto",
+        description=(
+            "GPUs of a trial; 0.5 shares one; auto: one for each of device.ranks on cuda; 0: none"
+            " is used"
+        ),
     )
     cpus: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="CPU cores of a trial; auto: all cores of the node"

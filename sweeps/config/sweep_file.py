@@ -10,6 +10,7 @@ without another check. A round uses the sound keys only: a key that is faulty co
 later rounds.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,7 @@ def _check_combinations(source: Source, config: SweepConfig) -> None:
         return
     faulty_paths = set(source.faulty_paths)
     matched: set[KeyPath] = set()
+    used_gpus: set[int] = set()
     for block in blocks:
         points = block.selection.remaining
         matched |= block.selection.matched
@@ -157,8 +159,13 @@ def _check_combinations(source: Source, config: SweepConfig) -> None:
                 f"removes every point of block {block.name}. Exclude fewer, or remove the block.",
             )
         check_points(
-            source, block.name, points, _build_rule(config, block, faulty_paths), faulty_paths
+            source,
+            block.name,
+            points,
+            _build_rule(config, block, faulty_paths, used_gpus),
+            faulty_paths,
         )
+    _check_gpus(source, config, used_gpus)
     for exclusion in {
         exclusion.at: exclusion for block in blocks for exclusion in block.exclude
     }.values():
@@ -169,8 +176,26 @@ def _check_combinations(source: Source, config: SweepConfig) -> None:
             )
 
 
-def _build_rule(config: SweepConfig, block: ResolvedBlock, faulty_paths: set[KeyPath]) -> Rule:
-    """Returns the check that binds a trial to its sweep. Faulty keys take no part in it."""
+def _check_gpus(source: Source, config: SweepConfig, used: set[int]) -> None:
+    """Adds a fault if a trial requests more GPUs than any trial uses; `used` are their numbers."""
+    gpus = config.resources.gpus
+    if gpus == "auto" or not used or math.ceil(gpus) <= max(used):
+        return
+    uses = f"its ranks on cuda use {max(used)}" if max(used) else "no trial has device cuda"
+    source.add_fault(
+        ("resources", "gpus"),
+        f"a trial requests {gpus:g} GPUs, but {uses}. Write gpus: auto, or device.ranks:"
+        f" {math.ceil(gpus)}.",
+    )
+
+
+def _build_rule(
+    config: SweepConfig, block: ResolvedBlock, faulty_paths: set[KeyPath], used_gpus: set[int]
+) -> Rule:
+    """Returns the check that binds a trial to its sweep. Faulty keys take no part in it.
+
+    The check adds the number of GPUs that a trial uses to `used_gpus`.
+    """
     faulty_keys = {part for path in faulty_paths for part in path}
     metric = None if "metric" in faulty_keys else block.metric.name
     warmup = 0 if "warmup_epochs" in faulty_keys else config.warmup_epochs
@@ -194,6 +219,16 @@ def _build_rule(config: SweepConfig, block: ResolvedBlock, faulty_paths: set[Key
                 (
                     f"a simulated accelerator learns nothing, so block {block.name} can't compare"
                     f" {metric}. Write auto, cuda or cpu, or metric epoch_s."
+                ),
+            )
+        gpus = config.resources.gpus
+        used_gpus.add(trial.device.ranks if trial.device.may_use_cuda else 0)
+        if gpus not in ("auto", 0) and trial.device.may_use_cuda and gpus < trial.device.ranks > 1:
+            yield (
+                ("device",),
+                (
+                    f"{trial.device.ranks} ranks on cuda use a GPU each, and resources.gpus is"
+                    f" {gpus:g}. Write resources.gpus: auto."
                 ),
             )
         if config.resources.shm == "host" and len(sizes) > 1:

@@ -37,7 +37,7 @@ from sweeps.execution.cluster_join import (
 )
 from sweeps.execution.cluster_probes import HostProbes, ResourceReservation
 from sweeps.execution.host_tasks import CheckTracker, PrepareData, PrepareForecasts, Survey
-from sweeps.execution.hosts import HostPlan, HostTask, Result
+from sweeps.execution.hosts import HostPlan, HostTask, Result, request_gpus
 from sweeps.execution.launch_context import WORK_FOLDER
 from sweeps.execution.ray_variables import JOINED_RAY
 from sweeps.forecast.trial_forecasts import TrialForecasts
@@ -150,13 +150,9 @@ class Cluster:
 
     def _trial_request(self, config: SweepConfig, trials: list[TrialSpec]) -> tuple[int, float]:
         """Returns the CPUs and GPUs of a trial; at least 1 CPU where a trial takes all of them."""
-        resources = config.resources
-        on_gpu = any("cuda" in trial.config.device.prefer for trial in trials) and any(
-            node.gpus for node in self.nodes.values()
-        )
-        return 1 if resources.cpus == "auto" else resources.cpus, (
-            float(on_gpu) if resources.gpus == "auto" else resources.gpus
-        )
+        resources, available = config.resources, any(node.gpus for node in self.nodes.values())
+        cpus = 1 if resources.cpus == "auto" else resources.cpus
+        return cpus, request_gpus(config, trials, available)
 
     def prepare_host_plans(
         self, config: SweepConfig, forecasts: TrialForecasts, log_file: Path

@@ -9,7 +9,7 @@ from sweeps.config.config import SweepConfig
 from sweeps.config.plan import TrialSpec
 from sweeps.execution import ray_session
 from sweeps.execution.host_tasks import PrepareData, Survey
-from sweeps.execution.hosts import HostPlan, HostTask, Result
+from sweeps.execution.hosts import HostPlan, HostTask, Result, request_gpus
 from sweeps.forecast.trial_forecasts import TrialForecasts
 from sweeps.host import host_lock
 from sweeps.host.node import Log, Node, PreflightError
@@ -83,9 +83,9 @@ class LocalHost:
         fewer than the configuration requests.
         """
         (node,), resources = self.nodes.values(), config.resources
-        cores, on_gpu = node.whole_cores, "cuda" in {node.device(trial.config) for trial in trials}
+        on_gpu = [trial for trial in trials if node.device(trial.config) == "cuda"]
+        cores, gpus = node.whole_cores, request_gpus(config, on_gpu, bool(on_gpu))
         cpus = cores if resources.cpus == "auto" else resources.cpus
-        gpus = float(on_gpu) if resources.gpus == "auto" else resources.gpus
         if cpus > cores or gpus > len(node.gpus):
             quota = (
                 f" (a CPU quota of {node.cores:g} on {len(node.cpus)})"

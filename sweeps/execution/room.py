@@ -3,7 +3,8 @@ the first trial runs.
 
 The count includes only what is certain. A loader with W workers is W processes, each with the
 thread that sends its batches, and W threads of the training process that send indices. A trial that
-learns has a second loader for validation. Every batch on its way holds an open file for each of its
+learns has a second loader for validation. Each rank is a training process with a loader of its own.
+Every batch on its way holds an open file for each of its
 tensors. The usage of Ray was measured once: a launch on 2 cores had 190 processes and threads
 beside its trial, and more cores mean more threads. A limit below the certain count ends the launch.
 A limit close to it is logged.
@@ -26,9 +27,12 @@ BASE_FILES, FILES_PER_WORKER = 48, 4  # open in a training process; per worker a
 def count_tasks(config: TrialConfig, threads: int) -> int:
     """Returns the largest number of processes and threads in the process tree of a trial."""
     loader = config.loader
+    ranks = config.device.ranks
     # Workers that persist remain beside those of the validation loader
-    loaders = 2 if loader.persistent_workers and config.device.prefer[0] != "simulated" else 1
-    return TREE_PROCESSES + threads - 1 + TASKS_PER_WORKER * loader.num_workers * loaders
+    validates = loader.persistent_workers and config.device.prefer[0] != "simulated"
+    loaders = ranks + (1 if validates else 0)
+    tasks = TREE_PROCESSES + ranks - 1 + max(threads, ranks) - ranks
+    return tasks + TASKS_PER_WORKER * loader.num_workers * loaders
 
 
 def count_files(config: TrialConfig, batches: int) -> int:

@@ -232,7 +232,8 @@ class _Attempt:
                         records.diverged = record.get("diverged")
                         records.cycles_without_member = record.get("cycles_without_member")
                     case "error":
-                        records.error = record
+                        # A later one may only be a consequence of the first
+                        records.error = records.error or record
                     case "exit":
                         records.ending = record
         return records

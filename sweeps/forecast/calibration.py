@@ -72,7 +72,8 @@ def required_calibrations(
 ) -> dict[str, CalibrationRequest]:
     """Returns the calibration that a trial's forecast requires, by trial id.
 
-    Trials without an entry in `runtimes` have none.
+    Trials without an entry in `runtimes` have none. Neither have trials that learn on several
+    ranks, because the exchange of their gradients is not measured.
 
     `runtimes` maps a trial's id to its runtime settings. `fingerprints` maps Corpus.selection_key()
     to the fingerprint of the corpus.
@@ -87,6 +88,7 @@ def required_calibrations(
         )
         for trial in trials
         if (settings := runtimes.get(trial.trial_id))
+        and (trial.config.device.ranks == 1 or node.device(trial.config) == "simulated")
     }
 
 

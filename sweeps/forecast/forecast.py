@@ -99,10 +99,11 @@ class Forecast:
 class EpochSettings(NamedTuple):
     """Length of an epoch, and the settings of its loader that a forecast can vary."""
 
-    batches: int
-    workers: int
+    batches: int  # of a rank
+    workers: int  # of a rank
     prefetch: int  # batches for every worker
     persistent: bool  # the workers have started in an earlier epoch
+    ranks: int = 1
 
 
 def forecast_trial(
@@ -124,10 +125,11 @@ def forecast_trial(
     return forecast_epoch(
         calibration,
         EpochSettings(
-            batches=training_clips // loader_config.batch_size,
+            batches=training_clips // (loader_config.batch_size * config.device.ranks),
             workers=loader_config.num_workers,
             prefetch=loader_config.prefetch_factor,
             persistent=loader_config.persistent_workers,
+            ranks=config.device.ranks,
         ),
         max_bytes=requirement.max_bytes,
         # The floor is one batch beside what occupies /dev/shm all the time
@@ -166,11 +168,14 @@ def forecast_epoch(
         wait_fraction=likely.wait_fraction,
         stall_steps=likely.stalled_steps,
         shm_peak_bytes=(
-            min(base_bytes + likely.peak_batches * calibration.loader.batch_bytes, max_bytes)
+            min(
+                base_bytes + settings.ranks * likely.peak_batches * calibration.loader.batch_bytes,
+                max_bytes,
+            )
             if settings.workers
             else 0
         ),
-        closed_form_s=closed_form_s(calibration, settings.batches, settings.workers),
+        closed_form_s=closed_form_s(calibration, settings),
         batch_cpu_s=_batch_cpu_s(calibration, settings.workers, likely.preparing),
     )
 
@@ -181,14 +186,20 @@ def _batch_cpu_s(calibration: Calibration, workers: int, preparing: float) -> fl
     return costs.batch_cpu_s(preparing) if workers else costs.inline_s
 
 
-def closed_form_s(calibration: Calibration, batches: int, workers: int) -> float:
-    """Returns the seconds of an epoch by the textbook formula.
+def closed_form_s(calibration: Calibration, settings: EpochSettings) -> float:
+    """Returns the seconds of an epoch by the textbook formula; ranks share the cores evenly.
 
     Without workers, everything happens in turn, except that an accelerator whose loop runs ahead
     works beside the host. With workers, the first batch is followed by the slowest of step, cores
     and reads.
     """
-    costs, step, cores = calibration.loader, calibration.step, calibration.loader.cores
+    costs, step, batches, workers = (
+        calibration.loader,
+        calibration.step,
+        settings.batches,
+        settings.workers,
+    )
+    cores = costs.cores / settings.ranks
     step_s = step.alone_s(cores)
     if workers == 0:
         prepare_s = costs.inline_s / min(1.0, cores) + costs.read_s
@@ -206,7 +217,7 @@ def _epoch(
     calibration: Calibration, side: int, settings: EpochSettings, uncertainty: float
 ) -> Epoch:
     """Returns the epoch with costs at their low end (`side` -1), as measured (0), or high (1)."""
-    batches, workers, prefetch, persistent = settings
+    batches, workers, prefetch, persistent, ranks = settings
     calibration = calibration.beside_step()
     costs, step = calibration.loader, calibration.step
     resume_s = step.resume_s / max(1.0, step.threads / costs.cores)
@@ -227,6 +238,7 @@ def _epoch(
         batches=batches,
         workers=workers,
         prefetch=prefetch,
+        ranks=ranks,
         cores=costs.cores,
         cpus=costs.cpus,
         period_s=costs.period_s or LoaderCosts.model_fields["period_s"].default,

@@ -14,6 +14,9 @@ floor. In between, it depends on which side is faster. Every epoch of a trial th
 followed by validation through a loader of its own. Beside that loader, only semaphores of the
 training loader's persistent workers remain. With 0 workers, nothing passes through /dev/shm.
 
+Several ranks have a training loader each, on the same /dev/shm, and rank 0 validates. All but the
+floor then count the batches and semaphores of every loader.
+
 With a slow loop, the measured peak equals the bound to the page if workers persist. If they do not
 persist, up to two pages per worker of the bound are the last loader's queues from the second pass
 on; these may or may not be released yet.
@@ -75,8 +78,9 @@ def count_verdicts(requirements: Iterable[ShmRequirement]) -> str:
 
 
 class _Pass(NamedTuple):
-    """One pass over a split: the clips of its batches, and what else occupies /dev/shm."""
+    """One pass over a split: its loaders, the clips of each, and what else occupies /dev/shm."""
 
+    loaders: int
     base_bytes: int
     # Semaphores that the closed queues of the previous loader may still hold, for milliseconds
     lingering_bytes: int
@@ -124,9 +128,13 @@ def _required_bytes(config: TrialConfig, passes: list[_Pass]) -> _Bytes:
         config.loader.num_workers * config.loader.prefetch_factor,
     )
     floor = max(one.base_bytes + _first_batches_bytes(config, one, 1) for one in passes)
-    typical = max(one.base_bytes + _first_batches_bytes(config, one, workers) for one in passes)
+    typical = max(
+        one.base_bytes + one.loaders * _first_batches_bytes(config, one, workers) for one in passes
+    )
     bound = max(
-        one.base_bytes + one.lingering_bytes + _first_batches_bytes(config, one, ahead + 1)
+        one.base_bytes
+        + one.lingering_bytes
+        + one.loaders * _first_batches_bytes(config, one, ahead + 1)
         for one in passes
     )
     return _Bytes(floor, typical, bound)
@@ -155,21 +163,23 @@ def _passes(
 
     On a device that learns, the first epoch is followed by validation.
     """
-    loader_config = config.loader
+    loader_config, ranks = config.loader, config.device.ranks
     semaphores = queue_bytes(loader_config.num_workers)
     closed = closed_queue_bytes(loader_config.num_workers)
     # The data set is pickled to the workers through /dev/shm, where it stays
     dataset = 0 if loader_config.start_method == "fork" else dataset_bytes(config)
     learns, persistent = device != "simulated", loader_config.persistent_workers
-    passes = [_Pass(semaphores + dataset, 0, training_clips, False)]
+    loader_bytes, rank_clips = semaphores + dataset, training_clips // ranks
+    passes = [_Pass(ranks, ranks * loader_bytes, 0, rank_clips, False)]
     if learns:
-        base = semaphores + 2 * dataset
-        beside, lingering = (semaphores, 0) if persistent else (0, closed)
-        passes.append(_Pass(base + beside, lingering, validation_clips, True))
+        datasets = (ranks + 1) * dataset
+        beside, lingering = (ranks * semaphores, 0) if persistent else (0, ranks * closed)
+        base = semaphores + datasets + beside
+        passes.append(_Pass(1, base, lingering, validation_clips, True))
         if config.sgdr.epochs > 1:
-            passes.append(_Pass(base, closed, training_clips, False))
+            passes.append(_Pass(ranks, ranks * semaphores + datasets, closed, rank_clips, False))
     elif config.sgdr.epochs > 1 and not persistent:
-        passes.append(_Pass(semaphores + dataset, closed, training_clips, False))
+        passes.append(_Pass(ranks, ranks * loader_bytes, ranks * closed, rank_clips, False))
     return passes
 
 

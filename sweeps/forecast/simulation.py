@@ -46,11 +46,13 @@ def _simulate_inline(epoch: Epoch) -> SimulatedEpoch:
     quota, cpus = Quota(epoch) if epoch.cpus else None, epoch.cpus or epoch.cores
     spans = {"first_batch_s": 0.0, "data_wait_s": 0.0, "step_s": 0.0, "other_s": 0.0}
     wake_s = interpolate(epoch.wake_s, 0, 0.0)
+    crowding = interpolate(epoch.shared, epoch.ranks, 1.0) if epoch.ranks > 1 else 1.0
 
     def compute(cpu_s: float, threads: int = 1) -> None:
         nonlocal now
-        took_s = cpu_s * max(1.0, threads / cpus)
-        now = quota.compute(now, took_s, min(threads, cpus)) if quota else now + took_s
+        computing = epoch.ranks * threads
+        took_s = cpu_s * max(1.0, computing / cpus) * crowding
+        now = quota.compute(now, took_s, min(computing, cpus)) if quota else now + took_s
 
     def wait_for(moment: float) -> None:
         nonlocal now
@@ -106,28 +108,34 @@ class _Loop:
         # Seconds of preparation, and the same weighted by the number of workers that prepared
         self.preparation_s = self.shared_preparation_s = 0.0
         self.quota = Quota(epoch) if epoch.cpus else None
-        cores, threads, counts = (
-            epoch.cpus or epoch.cores,
-            epoch.step_threads,
-            range(epoch.workers + (1 if epoch.pin_s is None else 2)),
-        )
+        cores, threads, ranks = epoch.cpus or epoch.cores, epoch.step_threads, epoch.ranks
+        counts = range(epoch.workers + (1 if epoch.pin_s is None else 2))
+        # Every process of this loop has its like in every other rank, which computes when it does
+
+        def share(processes: int) -> float:
+            """Returns the share of a core of each of so many processes a rank."""
+            return min(1.0, cores / max(ranks * processes, 1))
+
+        def busy_cores(processes: int) -> float:
+            return min(ranks * processes, cores)
+
         # By number of busy workers, with the thread that pins: rate of a worker, rate of the loop,
         # number of busy cores
         self.waiting_rates = [
-            (min(1.0, cores / max(n, 1)) / interpolate(epoch.shared, n, 1.0), 0.0, min(n, cores))
+            (share(n) / interpolate(epoch.shared, ranks * n, 1.0), 0.0, busy_cores(n))
             for n in counts
         ]
-        even = [min(1.0, cores / (n + 1)) / interpolate(epoch.shared, n + 1, 1.0) for n in counts]
-        self.shared_rates = [(rate, rate, min(n + 1, cores)) for n, rate in enumerate(even)]
+        even = [share(n + 1) / interpolate(epoch.shared, ranks * (n + 1), 1.0) for n in counts]
+        self.shared_rates = [(rate, rate, busy_cores(n + 1)) for n, rate in enumerate(even)]
         self.step_rates = self.shared_rates
         if threads > 1 or epoch.step_beside:
-            fair = [min(1.0, cores / (n + threads)) for n in counts]
-            workers = [fair[n] / interpolate(epoch.beside_step, n, 1.0) for n in counts]
+            fair = [share(n + threads) for n in counts]
+            workers = [fair[n] / interpolate(epoch.beside_step, ranks * n, 1.0) for n in counts]
             loop = [fair[0]] + [
-                fair[n] / interpolate(epoch.step_beside, n, 1.0) for n in counts[1:]
+                fair[n] / interpolate(epoch.step_beside, ranks * n, 1.0) for n in counts[1:]
             ]
             self.step_rates = list(
-                zip(workers, loop, [min(n + threads, cores) for n in counts], strict=True)
+                zip(workers, loop, [busy_cores(n + threads) for n in counts], strict=True)
             )
 
     def run(self) -> SimulatedEpoch:
@@ -163,7 +171,7 @@ class _Loop:
             stalled_steps=stalled,
             max_gap_s=longest_s,
             peak_batches=self.peak,
-            preparing=self.shared_preparation_s / max(self.preparation_s, ROUNDING_S),
+            preparing=epoch.ranks * self.shared_preparation_s / max(self.preparation_s, ROUNDING_S),
         )
 
     def _start_next(self, worker: int) -> None:
@@ -178,7 +186,8 @@ class _Loop:
             heapq.heappush(self.computing, (self.shares + self.epoch.ready_s, worker))
         elif self.epoch.read_s:
             readers = 1 + sum(other != self.pin_thread for _, other in self.reading)
-            read_s = self.epoch.read_s * interpolate(self.epoch.read_slower, readers, 1.0)
+            slower = interpolate(self.epoch.read_slower, self.epoch.ranks * readers, 1.0)
+            read_s = self.epoch.read_s * slower
             heapq.heappush(self.reading, (self.now + read_s, worker))
         else:
             heapq.heappush(self.computing, (self.shares + self.epoch.prepare_s, worker))
@@ -217,13 +226,15 @@ class _Loop:
         self._pin_next()
 
     def _others(self, worker: int) -> int:
-        """Returns how many workers compute beside this one."""
-        return sum(other != worker for _, other in self.computing)
+        """Returns how many processes of all ranks compute beside this worker."""
+        like_it = self.epoch.ranks - 1
+        return like_it + self.epoch.ranks * sum(other != worker for _, other in self.computing)
 
     def _wait_for(self, moment: float) -> None:
         """Lets the loop wait until the accelerator reaches `moment`; it wakes up late."""
         if moment > self.now:
-            wake_s = interpolate(self.epoch.wake_s, len(self.computing), 0.0)
+            computing = self.epoch.ranks * len(self.computing)
+            wake_s = interpolate(self.epoch.wake_s, computing, 0.0)
             self._wait(moment - self.now + wake_s)
 
     def _wait(self, seconds: float) -> None:
@@ -265,7 +276,9 @@ class _Loop:
         self.shares = (
             self.computing[0][0] if at == prepared else self.shares + (at - self.now) * rate
         )
-        busy = len(self.computing) if self.pinning is None else self._others(self.pin_thread)
+        busy = len(self.computing)
+        if self.pinning is not None:
+            busy = sum(worker != self.pin_thread for _, worker in self.computing)
         self.preparation_s += busy * (at - self.now)
         self.shared_preparation_s += busy * busy * (at - self.now)
         self.now = at
@@ -273,7 +286,8 @@ class _Loop:
             worker = heapq.heappop(self.reading)[1]
             cpu_s = self.pin_cpu_s if worker == self.pin_thread else self.epoch.prepare_s
             heapq.heappush(self.computing, (self.shares + cpu_s, worker))
-        finished, crowded = [], len(self.computing) > self.epoch.cores
+        finished = []
+        crowded = self.epoch.ranks * len(self.computing) > self.epoch.cores
         while self.computing and self.computing[0][0] <= self.shares + ROUNDING_S:
             finished.append(heapq.heappop(self.computing)[1])
         if crowded:

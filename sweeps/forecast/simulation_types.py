@@ -22,9 +22,10 @@ class Epoch:
     batches: int
     workers: int
     prefetch: int
-    cores: float  # under a quota, CPU seconds per second
+    cores: float  # of all ranks together; under a quota, CPU seconds per second
     cpus: int | None = None  # cores that can be used until a quota is used up; None: no quota
     period_s: float = 0.1  # period of the quota
+    ranks: int = 1  # loops like this one, each with its own workers, on the same cores
     inline_s: float = 0.0  # CPU per batch that the training process prepares itself (0 workers)
     prepare_s: float = 0.0  # CPU per batch in a worker, including the copy into /dev/shm
     read_s: float = 0.0  # time per batch spent waiting for reads, which occupies no core

@@ -13,7 +13,9 @@ from sweeps.sandbox.shm_files import EXHAUSTED
 from sweeps.trial_states import Outcome
 
 DATA_ERRORS = ("BadClip", "CorpusError")
-WORKER_KILLED = re.compile(r"DataLoader worker \(pid \d+\) is (killed by signal: ([\w ]+))")
+KILLED = re.compile(
+    r"(?:DataLoader (worker) \(pid \d+\) is|(rank \d+) was) (killed by signal: ([\w ]+))"
+)
 SIGBUS = 7
 OUT_OF_MEMORY = re.compile(
     r"[^\n]*(out of memory|can't allocate memory|Cannot allocate memory)[^\n]*", re.IGNORECASE
@@ -63,9 +65,11 @@ def classify(
         return ClassifiedOutcome(
             Outcome.SHM_EXHAUSTED, f"{_describe_shm(ending)}: {message[0].strip().splitlines()[-1]}"
         )
-    killed = WORKER_KILLED.search(raised)
-    death = f"a loader worker was {killed[1]}" if killed else _describe_exit(ending)
-    if (killed and killed[2] == "Bus error") or ending["status"] == -SIGBUS:
+    killed = KILLED.search(raised)
+    death = _describe_exit(ending)
+    if killed:
+        death = f"{killed[2] or 'a loader worker'} was {killed[3]}"
+    if (killed and killed[4] == "Bus error") or ending["status"] == -SIGBUS:
         if _is_shm_full(ending) or not sure_to_fit:
             return ClassifiedOutcome(Outcome.SHM_EXHAUSTED, f"{_describe_shm(ending)}: {death}")
         return ClassifiedOutcome(

@@ -22,8 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from speech.root_cause import root_cause
 from speech.shm_usage import ShmUsage, shm_usage
 from speech.timing import Gauge
+from speech.training_config import MAX_RANKS
 from sweeps.sandbox import cgroup
 from sweeps.sandbox.hang import HangWatch
 from sweeps.sandbox.process_tree import ProcessTree, adopt_orphans, die_with_parent, reap, set_name
@@ -31,8 +33,6 @@ from sweeps.sandbox.process_tree import ProcessTree, adopt_orphans, die_with_par
 SAMPLE_S = 0.01  # seconds between two samples of /dev/shm
 # Names of these processes in ps, by which sweeps/host/hygiene.py recognises them
 INIT_NAME, TRIAL_NAME = "sweep-init", "sweep-trial"
-# Time from the end of a worker's sockets to the notice of its death: its memory is freed in between
-WORKER_DEATH_NOTICE_S = 1.0
 OOM_SCORE = 500  # the OOM killer takes the training process before what watches it
 
 Record = dict[str, Any]
@@ -41,53 +41,72 @@ Work = Callable[[Callable[[Record], None], Gauge], None]
 
 
 class SharedGauge(Gauge):
-    """Gauge in memory that init and the training process share. Neither waits for the other."""
+    """Gauge in memory that init and the training processes share. None waits for another."""
 
-    # Start of the loop's wait (0: none), batch bytes, peak since the epoch began, peak of the trial
-    _LAYOUT = struct.Struct("dqqq")
+    # Batch bytes, peak since the epoch began, peak of the trial; then each rank's start of the
+    # loop's wait (0: none)
+    _LAYOUT = struct.Struct("qqq")
+    _WAITS = struct.Struct(f"{MAX_RANKS}d")
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, self._LAYOUT.size)
+        self._memory = mmap.mmap(-1, self._LAYOUT.size + self._WAITS.size)
+        self._rank = 0
 
-    def _read(self) -> tuple[float, int, int, int]:
+    def of_rank(self, rank: int) -> Gauge:
+        gauge = _RankGauge()
+        gauge._memory, gauge._rank = self._memory, rank
+        return gauge
+
+    def _read(self) -> tuple[int, int, int]:
         return self._LAYOUT.unpack_from(self._memory)
 
+    def _set_wait(self, since_s: float) -> None:
+        struct.pack_into("d", self._memory, self._LAYOUT.size + 8 * self._rank, since_s)
+
     def set_batch_bytes(self, batch_bytes: int) -> None:
-        struct.pack_into("q", self._memory, 8, batch_bytes)
+        struct.pack_into("q", self._memory, 0, batch_bytes)
 
     def begin_wait(self) -> None:
-        struct.pack_into("d", self._memory, 0, time.monotonic())
+        self._set_wait(time.monotonic())
 
     def end_wait(self) -> None:
-        struct.pack_into("d", self._memory, 0, 0.0)
+        self._set_wait(0.0)
 
     def take_shm_peak_bytes(self) -> int | None:
-        peak = self._read()[2]
-        struct.pack_into("q", self._memory, 16, 0)
+        peak = self._read()[1]
+        struct.pack_into("q", self._memory, 8, 0)
         return peak
 
     def record_usage(self, used_bytes: int) -> None:
         """Updates both peaks for `used_bytes` in use now. Only init calls it."""
         *_, epoch_peak, trial_peak = self._read()
         if used_bytes > epoch_peak:
-            struct.pack_into("q", self._memory, 16, used_bytes)
+            struct.pack_into("q", self._memory, 8, used_bytes)
         if used_bytes > trial_peak:
-            struct.pack_into("q", self._memory, 24, used_bytes)
+            struct.pack_into("q", self._memory, 16, used_bytes)
 
     def waited_s(self) -> float:
-        """Returns for how long the loop has waited for a batch; 0.0 if it does not wait."""
-        since = self._read()[0]
-        return time.monotonic() - since if since else 0.0
+        """Returns for how long some rank has waited for a batch; 0.0 if none waits."""
+        waits = self._WAITS.unpack_from(self._memory, self._LAYOUT.size)
+        begun = [since for since in waits if since]
+        return time.monotonic() - min(begun) if begun else 0.0
 
     @property
     def batch_bytes(self) -> int:
         """Size of a batch in /dev/shm."""
-        return self._read()[1]
+        return self._read()[0]
 
     @property
     def max_used_bytes(self) -> int:
         """Peak of /dev/shm over the whole trial."""
-        return self._read()[3]
+        return self._read()[2]
+
+
+class _RankGauge(SharedGauge):
+    """Gauge of a rank other than 0, whose use of /dev/shm is part of rank 0's."""
+
+    def take_shm_peak_bytes(self) -> int | None:
+        return None
 
 
 def run(
@@ -212,7 +231,7 @@ def _train(parent: int, work: Work, records: int, gauge: SharedGauge) -> None:
         work(lambda record: write_record(records, record), gauge)
         code = 0
     except BaseException as error:
-        error = _root_cause(error)
+        error = root_cause(error)
         text = "".join(traceback.format_exception(error))
         write_record(
             records,
@@ -225,22 +244,6 @@ def _train(parent: int, work: Work, records: int, gauge: SharedGauge) -> None:
         )
     finally:
         os._exit(code)
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """Returns the exception that names a loader worker's death, or `error` if there is none.
-
-    A dying worker closes its sockets before its parent is notified, so `error` may be only the
-    first consequence. Torch raises the cause in the parent's SIGCHLD handler, wherever the parent
-    is by then. It may be in the handling of `error`, where the exception would be lost.
-    """
-    try:
-        if isinstance(error, (OSError, EOFError)):
-            time.sleep(WORKER_DEATH_NOTICE_S)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    except Exception as cause:
-        return cause
-    return error
 
 
 def write_record(pipe: int, record: Record) -> None:

@@ -3,8 +3,9 @@
 Drop trace.json.gz on that page to view it.
 
 All lanes share one time axis: the workers' preparation of batches, the loop's waits, the
-accelerator's busy time, and the use of /dev/shm. A stall is therefore visible together with its
-cause. Times are microseconds since the trial's setup record. A lane without records is absent.
+accelerator's busy time, the steps that are queued on it, and the use of /dev/shm. A stall is
+therefore visible together with its cause. Every rank of a trial has lanes of its own. Times are
+microseconds since the trial's setup record. A lane without records is absent.
 
 The format is Chrome's Trace Event JSON, gzipped to a tenth of its bytes. Perfetto unpacks the file
 itself, and MLflow serves it unchanged. Of a long training only the first epoch and the last ones
@@ -33,8 +34,10 @@ MIB = 1 << 20
 TRIAL = 1
 # Thread ids; the third is that of worker 0, and 0 would be the idle task
 TRAINING, ACCELERATOR, FIRST_WORKER = 1, 2, 10
+RANK_THREADS = 2000  # thread ids of a rank; it has at most 1,024 workers
 # Counters: name, series
 READY, USED, LIMIT = ("batches", "ready"), ("/dev/shm in use", "MiB"), ("/dev/shm limit", "MiB")
+QUEUED = ("steps", "queued")
 FIGURES = ("cpu_s", "read_bytes")  # shown with a fetch
 NOT_TRACED = "not traced: "
 
@@ -80,6 +83,7 @@ def build_trace(records: Iterable[Record]) -> dict[str, Any]:
     events = [
         event for epoch in epochs for event in _epoch_events(epoch, snapshots.get(epoch["epoch"]))
     ]
+    events += [event for epoch in epochs for event in _rank_events(epoch)]
     gaps = [
         (before, after)
         for before, after in itertools.pairwise(epochs)
@@ -136,7 +140,24 @@ def _epoch_events(epoch: Record, snapshot: Record | None) -> Iterator[Event]:
     yield from _accelerator_events(epoch)
     yield from _fetch_events(epoch)
     yield from _queue_counters(epoch, received)
+    yield from _step_queue_counters(epoch, received)
     yield from _shm_counters(epoch, received)
+
+
+def _rank_events(epoch: Record) -> Iterator[Event]:
+    """Yields the events of an epoch in the lanes of the further ranks.
+
+    They are measured from the start of rank 0's epoch. The use of /dev/shm is the same for all.
+    """
+    for other in epoch.get("ranks", []):
+        rank = other["rank"]
+        began_s = epoch["began_s"] + other["began_s"]
+        own = _truncate({**epoch, **other, "began_s": began_s, "ranks": []})
+        for event in _epoch_events(own, None):
+            if "tid" in event:
+                yield event | {"tid": event["tid"] + RANK_THREADS * rank}
+            elif event["name"] != USED[0]:
+                yield event | {"name": f"rank {rank}: {event['name']}"}
 
 
 def _training_events(
@@ -248,6 +269,26 @@ def _queue_counters(epoch: Record, received: Sequence[float]) -> Iterator[Event]
         yield _counter(READY, time, ready)
 
 
+def _step_queue_counters(epoch: Record, received: Sequence[float]) -> Iterator[Event]:
+    """Yields the number of steps that the loop has begun to launch and the accelerator has not.
+
+    Yields nothing if the loop waits for every step.
+    """
+    steps, begins = epoch.get("steps", {}), epoch.get("busy", {}).get("begin_s", [])
+    step_ends = [
+        begin + lasted for begin, lasted in zip(received, steps.get("step_s", []), strict=False)
+    ]
+    if not any(begin > ended for begin, ended in zip(begins, step_ends, strict=False)):
+        return
+    changes = [(_us(epoch, launched), 1) for launched in received]
+    changes += [(_us(epoch, begin), -1) for begin in begins]
+    queued = 0
+    # At the same microsecond the launch begins first
+    for time, change in sorted(changes, key=lambda one: (one[0], -one[1])):
+        queued += change
+        yield _counter(QUEUED, time, queued)
+
+
 def _shm_counters(epoch: Record, received: Sequence[float]) -> Iterator[Event]:
     """Yields the samples of the use of /dev/shm."""
     for time, used in zip(received, epoch.get("steps", {}).get("shm_bytes", []), strict=False):
@@ -277,10 +318,14 @@ def _gap_span(before: Record, after: Record) -> Event:
 def _lane_names(events: Sequence[Event]) -> Iterator[Event]:
     """Yields the names of all lanes, and their order."""
     yield {"ph": "M", "pid": TRIAL, "name": "process_name", "args": {"name": "trial"}}
-    for thread in sorted({event["tid"] for event in events if "tid" in event}):
-        worker = thread - FIRST_WORKER
+    threads = sorted({event["tid"] for event in events if "tid" in event})
+    has_ranks = any(thread >= RANK_THREADS for thread in threads)
+    for thread in threads:
+        rank, lane = divmod(thread, RANK_THREADS)
+        worker = lane - FIRST_WORKER
         loader = f"worker {worker}" if worker >= 0 else "loader, in the training process"
-        name = {TRAINING: "training process", ACCELERATOR: "accelerator"}.get(thread, loader)
+        name = {TRAINING: "training process", ACCELERATOR: "accelerator"}.get(lane, loader)
+        name = f"rank {rank}: {name}" if has_ranks else name
         yield {
             "ph": "M",
             "pid": TRIAL,

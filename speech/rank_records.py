@@ -1,0 +1,71 @@
+"""Combines what the ranks of a trial have measured of an epoch into the record of the trial.
+
+The ranks wait for each other in every step, so the slowest one decides how long an epoch takes.
+Times are therefore those of the slowest rank. What the machine did is the sum over the ranks, or
+what rank 0 has seen of it: the other ranks and their workers are its descendants. The raw steps
+of every rank are kept.
+"""
+
+import statistics
+from collections.abc import Sequence
+
+from speech import usage
+from speech.epoch import EpochResult
+
+SUMMED = ("cpu/main_s", "io/read_bytes")
+# What rank 0 has read of the whole machine and of /dev/shm
+OF_RANK_0 = (
+    "cpu/external_fraction",
+    "cpu/throttled_s",
+    "cpu/throttled_fraction",
+    "pressure/io_fraction",
+    "pressure/memory_fraction",
+    "shm/peak_bytes",
+)
+
+
+def combine_ranks(results: Sequence[EpochResult]) -> EpochResult:
+    """Returns the epoch of all ranks as `run_epoch` returns that of one; `results` is by rank.
+
+    The raw record is that of rank 0. It gains `ranks`: of every further rank its number, the start
+    of its epoch after rank 0's, its metrics and its raw record. `first_not_finite` may be another
+    rank's, whose number is then `not_finite_rank`.
+    """
+    metrics_by_rank = [metrics for metrics, _, _ in results]
+    slowest = max(metrics_by_rank, key=lambda metrics: metrics["time/epoch_s"])
+    combined = {name: value for name, value in slowest.items() if name not in OF_RANK_0}
+    own = metrics_by_rank[0]
+    combined |= {name: own[name] for name in OF_RANK_0 if name in own}
+    for name in SUMMED:
+        if name in own:
+            combined[name] = sum(metrics[name] for metrics in metrics_by_rank)
+    if "cpu/worker_s" in own:
+        combined["cpu/worker_s"] = _worker_cpu_s(metrics_by_rank)
+    combined["rate/clips_per_s"] = len(results) * slowest["rate/clips_per_s"]
+    if "loss/training" in own:
+        combined["loss/training"] = statistics.mean(
+            metrics["loss/training"] for metrics in metrics_by_rank
+        )
+    _, raw, began = results[0]
+    others = [
+        {"rank": rank, "began_s": round(other_began - began, 6), "metrics": metrics} | other_raw
+        for rank, (metrics, other_raw, other_began) in enumerate(results[1:], 1)
+    ]
+    raw = raw | {"ranks": others}
+    for other in others:
+        if "first_not_finite" in other and "first_not_finite" not in raw:
+            raw["first_not_finite"] = other["first_not_finite"]
+            raw["not_finite_rank"] = other["rank"]
+    return combined, raw, began
+
+
+def _worker_cpu_s(metrics_by_rank: Sequence[dict[str, float]]) -> float:
+    """Returns the CPU seconds of all loader workers.
+
+    Where the kernel lists descendants, those of rank 0 are all workers and the other ranks.
+    """
+    workers_s = [metrics["cpu/worker_s"] for metrics in metrics_by_rank]
+    if not usage.CHILDREN_ARE_LISTED:
+        return sum(workers_s)
+    others_s = sum(metrics["cpu/main_s"] for metrics in metrics_by_rank[1:])
+    return max(workers_s[0] - others_s, 0.0)
