@@ -183,6 +183,25 @@ def test_a_fault_of_the_shared_parameters_is_reported_once(faults_of):
             ["resources.shm: private"],
         ),
         (
+            "  device: {prefer: [simulated], step_s: 1, run_ahead: 2, sync_every_step: true}\n",
+            4,
+            "parameters.device",
+            ["run_ahead: 0", "sync_every_step: false"],
+        ),
+        ("resources: {gpus: 2}\n", 4, "resources.gpus", ["2 GPUs", "use 1", "gpus: auto"]),
+        (
+            "  device: {prefer: [simulated], step_s: 1, ranks: 4}\nresources: {gpus: 0.5}\n",
+            5,
+            "resources.gpus",
+            ["0.5 GPUs", "no trial", "gpus: auto"],
+        ),
+        (
+            "  device: {prefer: [cuda], ranks: 2}\nresources: {gpus: 1}\n",
+            4,
+            "parameters.device",
+            ["2 ranks", "resources.gpus is 1", "gpus: auto"],
+        ),
+        (
             "method: forecast\ncalibrate: false\n",
             4,
             "method",
@@ -208,6 +227,11 @@ def test_single_faults(faults_of, text: str, line: int, key: str, words: list[st
     ), found
     # there the second entry matches nothing, and is reported as well
     assert len(found) == 1 + ("every point" in words)
+
+
+def test_gpus_that_some_trials_ranks_use_are_no_fault(sweep):
+    sweep(parameters("  device: {prefer: [cuda], ranks: {values: [1, 2]}}\nresources: {gpus: 2}\n"))
+    sweep(parameters("resources: {gpus: 0.5}\n"))
 
 
 def test_an_excluded_point_is_not_checked(sweep, faults_of):

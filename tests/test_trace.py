@@ -331,3 +331,38 @@ def test_the_file_is_gzipped_json_the_same_every_time_and_absent_without_an_epoc
     records.write_text(json.dumps(PLANTED[0]) + "\n")
     assert not write_trace(records, tmp_path / "none.json.gz")
     assert not (tmp_path / "none.json.gz").exists()
+
+
+def test_steps_that_wait_in_the_queue_of_the_accelerator_are_counted():
+    """Planted: steps begun at 0.04, 0.066 and 0.16 s; the second waits until 0.1 s."""
+    epoch = PLANTED[1] | {
+        "busy": {"begin_s": [0.041, 0.1, 0.161], "end_s": [0.1, 0.14, 0.181]},
+    }
+    found = build_trace([PLANTED[0], epoch, *PLANTED[2:]])
+    times = [(time - 2_000_000, queued) for time, queued in counter(found, "steps")]
+    assert times == [
+        (40_000, 1),
+        (41_000, 0),
+        (66_000, 1),
+        (100_000, 0),
+        (160_000, 1),
+        (161_000, 0),
+    ]
+    assert counter(build_trace(PLANTED), "steps") == [], "a loop that waits queues nothing"
+
+
+def test_every_rank_has_lanes_of_its_own():
+    own = PLANTED[1]
+    other = {"rank": 1, "began_s": 0.002} | {
+        name: own[name] for name in ("metrics", "steps", "busy", "fetches")
+    }
+    found = build_trace([PLANTED[0], own | {"ranks": [other]}, *PLANTED[2:]])
+    for lane in ("training process", "accelerator", "worker 0", "worker 1"):
+        first, second = (spans(found, f"rank {rank}: {lane}") for rank in (0, 1))
+        assert [name for name, *_ in first if not name.startswith("evaluation")]
+        # Each moment is rounded to a microsecond by itself
+        assert [begin for _, begin, _ in second] == pytest.approx(
+            [begin + 2000 for _, begin, _ in first], abs=1
+        )
+    assert counter(found, "rank 1: batches")
+    assert len(counter(found, "/dev/shm in use")) == 3

@@ -16,7 +16,7 @@ from speech.config import RuntimeSettings, Trial
 from sweeps.config.config import SweepConfig
 from sweeps.config.plan import TrialSpec
 from sweeps.forecast.trial_forecasts import prepare_forecasts
-from sweeps.host.node import Log, Node, default_runtime
+from sweeps.host.node import Log, Node, PreflightError, default_runtime
 from sweeps.names import run_name
 from sweeps.tracking.rerun import find_trial
 
