@@ -24,19 +24,22 @@ def test_the_row_is_the_fastest_completed_cell_on_the_gpu() -> None:
         "device_name",
         "loader.format",
         "loader.num_workers",
+        "device.sync_every_step",
+        "forecast_epoch_s",
         "epoch_s",
         "clips_per_s",
         "busy_fraction",
     ]
     rows = [
-        ("completed", "cuda", "Planted GPU", "wav", 0, 9.0, 100.0, 0.1),
-        ("completed", "cuda", "Planted GPU", "on_device", 4, 1.0, 1234.5, 0.87),
-        ("completed", "cuda", "Planted GPU", "packed", 0, 3.0, 400.0, 0.3),
-        ("shm_exhausted", "cuda", "Planted GPU", "wav", 4, 0.1, 9999.0, 1.0),
+        ("completed", "cuda", "Planted GPU", "wav", 0, False, 9.9, 9.0, 100.0, 0.1),
+        ("completed", "cuda", "Planted GPU", "on_device", 4, False, 1.0, 1.0, 1234.5, 0.87),
+        ("completed", "cuda", "Planted GPU", "packed", 0, False, 2.4, 3.0, 400.0, 0.3),
+        ("completed", "cuda", "Planted GPU", "packed", 0, True, None, 4.0, 300.0, 0.2),
+        ("shm_exhausted", "cuda", "Planted GPU", "wav", 4, False, 1.0, 0.1, 9999.0, 1.0),
     ]
     line = gpu.row(pd.DataFrame(rows, columns=columns), "2026-01-02")
     assert line.startswith(
-        "| 2026-01-02 | Planted GPU | on_device, 4 workers | 1,234 | 87% | 400 | "
+        "| 2026-01-02 | Planted GPU | on_device, 4 workers | 1,234 | 87% | 400 | 300 | 10.0% | 20.0% | "
     )
     assert line.count("|") == gpu.HEADER.count("|")
 
@@ -58,4 +61,7 @@ def test_the_sweep_that_it_runs_varies_workers_and_form() -> None:
     assert {(trial.config.loader.format, trial.config.loader.num_workers) for trial in trials} == {
         (form, workers) for form in ("wav", "packed", "on_device") for workers in (0, 2, 4)
     }
-    assert {tuple(trial.config.device.prefer) for trial in trials} == {("cuda",)}
+    devices = {
+        (*trial.config.device.prefer, trial.config.device.sync_every_step) for trial in trials
+    }
+    assert devices == {("cuda", False), ("cuda", True)}

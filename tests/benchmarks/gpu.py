@@ -6,6 +6,7 @@ ever from anything but a GPU.
 """
 
 import datetime
+import math
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from analysis.runs import sweep_runs
 ROOT = Path(__file__).parent.parent.parent
 SWEEP = ROOT / "sweeps" / "examples" / "gpu.yaml"
 PAGE = ROOT / "docs" / "benchmarks.md"
-HEADER = "| date | GPU | fastest | clips/s | GPU busy | without workers, clips/s | commit |"
+HEADER = "| date | GPU | fastest | clips/s | busy | ahead | reads loss | error | worst | commit |"
 
 
 def main() -> int:
@@ -51,11 +52,17 @@ def main() -> int:
 
 
 def row(frame: pd.DataFrame, date: str) -> str:
-    """The sweep in a line: its fastest completed cell, and the best that the training process
-    manages alone."""
+    """Returns the sweep in a line: its fastest completed cell, the best that the training process
+    manages alone with either loop, and the errors of the planned forecasts.
+    """
     done = frame[(frame["outcome"] == "completed") & (frame["device"] == "cuda")]
     best = done.loc[done["epoch_s"].idxmin()]
-    alone = done.loc[done["loader.num_workers"] == 0, "clips_per_s"].max()
+    alone = done[done["loader.num_workers"] == 0]
+    rates = [
+        alone.loc[alone["device.sync_every_step"] == reads_loss, "clips_per_s"].max()
+        for reads_loss in (False, True)
+    ]
+    errors = (done["forecast_epoch_s"] / done["epoch_s"] - 1).abs().dropna()
     fastest = f"{best['loader.format']}, {best['loader.num_workers']} workers"
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
@@ -70,7 +77,8 @@ def row(frame: pd.DataFrame, date: str) -> str:
         fastest,
         f"{best['clips_per_s']:,.0f}",
         f"{best['busy_fraction']:.0%}",
-        f"{alone:,.0f}",
+        *("-" if math.isnan(rate) else f"{rate:,.0f}" for rate in rates),
+        *([f"{errors.median():.1%}", f"{errors.max():.1%}"] if len(errors) else ["-", "-"]),
         commit or "-",
     ]
     return "| " + " | ".join(cells) + " |"
