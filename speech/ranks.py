@@ -19,10 +19,11 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from speech.root_cause import root_cause
 
@@ -31,7 +32,8 @@ Emit = Callable[[Record], None]
 FAILURE_NOTICE_S = 2.0  # from an error of rank 0 to the notice of another rank's end that caused it
 
 
-class Member(NamedTuple):
+@dataclass(frozen=True)
+class Member:
     """Holds what a rank needs to work with the others."""
 
     rank: int
@@ -54,7 +56,8 @@ def single_rank() -> Member:
     return Member(0, 1, [], Path())
 
 
-class _Follower(NamedTuple):
+@dataclass(frozen=True)
+class _Follower:
     """Holds what rank 0 knows of another rank."""
 
     rank: int

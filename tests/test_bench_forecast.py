@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from analysis.runs import sweep_runs
+from speech.calibration.costs import Speed
 from speech.synthetic import SHARES
 from sweeps.config.plan import plan
 from sweeps.config.sweep_file import load
@@ -248,6 +249,10 @@ def test_calibrations_that_differ_widely_from_the_quiet_ones_are_found(
             save_calibration(name, planted())
         text = planted(inline_s=inline_s).model_dump_json()
         (beside / "calibrations" / f"{name}.json").write_text(text)
+    slow = planted(inline_s=0.8, prepare_s=0.8)
+    slow = slow.model_copy(update={"speed": Speed(prepare_s=10 * slow.speed.prepare_s)})
+    save_calibration("slow cores", planted())
+    (beside / "calibrations" / "slow cores.json").write_text(slow.model_dump_json())
     assert find_contaminated(beside) == ["wrong inline_s"]
 
 

@@ -25,6 +25,7 @@ def test_launch_step_and_depth_are_those_of_the_accelerator(host_cpu_s, step_s, 
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_on_cuda_the_launch_of_a_long_step_is_shorter_than_the_step() -> None:
     weights = torch.randn(4096, 4096, device="cuda")
 
@@ -38,6 +39,7 @@ def test_on_cuda_the_launch_of_a_long_step_is_shorter_than_the_step() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_on_cuda_a_step_that_reads_its_result_is_waited_for() -> None:
     weights = torch.randn(4096, 4096, device="cuda")
     measured = measure_queued_step(CudaSteps(lambda: torch.mm(weights, weights).sum().item()))
@@ -45,6 +47,7 @@ def test_on_cuda_a_step_that_reads_its_result_is_waited_for() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_larger_batch_takes_longer_to_pin() -> None:
     small, large = (measure_pinning([torch.zeros(clips, 1 << 18)]) for clips in (4, 64))
     assert 0 < small < large

@@ -221,14 +221,14 @@ def _build_rule(
                     f" {metric}. Write auto, cuda or cpu, or metric epoch_s."
                 ),
             )
-        gpus = config.resources.gpus
-        used_gpus.add(trial.device.ranks if trial.device.may_use_cuda else 0)
-        if gpus not in ("auto", 0) and trial.device.may_use_cuda and gpus < trial.device.ranks > 1:
+        gpus, ranks = config.resources.gpus, trial.device.ranks
+        used_gpus.add(ranks if trial.device.may_use_cuda else 0)
+        if gpus != "auto" and trial.device.may_use_cuda and ranks > 1 and 0 < gpus < ranks:
             yield (
                 ("device",),
                 (
-                    f"{trial.device.ranks} ranks on cuda use a GPU each, and resources.gpus is"
-                    f" {gpus:g}. Write resources.gpus: auto."
+                    f"{ranks} ranks on cuda use a GPU each, and resources.gpus is {gpus:g}. Write"
+                    " resources.gpus: auto."
                 ),
             )
         if config.resources.shm == "host" and len(sizes) > 1:

@@ -40,7 +40,7 @@ def forecast_at_speed(
     Returns None without a planned forecast or where the speed is unknown.
     """
     slowdown = _met_slowdown(plan, summary)
-    return slowdown and plan.forecast_at(config, slowdown)
+    return plan.forecast_at(config, slowdown) if slowdown else None
 
 
 def check_forecast(
@@ -59,8 +59,11 @@ def check_forecast(
     if forecast is None or plan.calibration is None or "epoch_s" not in summary:
         return None
     met = _met_slowdown(plan, summary)
-    is_plausible = met is not None and 1 / SCALABLE <= met.prepare <= SCALABLE
-    if is_plausible and not is_wrong(plan.forecast_at(config, met), summary["epoch_s"]):
+    if (
+        met
+        and 1 / SCALABLE <= met.prepare <= SCALABLE
+        and not is_wrong(plan.forecast_at(config, met), summary["epoch_s"])
+    ):
         return None
     return corrections.learn(
         forecast, plan.calibration, config.loader.num_workers, summary["epoch_s"]

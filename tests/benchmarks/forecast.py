@@ -175,19 +175,23 @@ def private_cache(folder: Path) -> Path:
 
 
 def find_contaminated(cache: Path) -> list[str]:
-    """Returns calibrations of `cache` that differ widely from the user's, with the cost that does."""
+    """Returns calibrations of `cache` that differ widely from the user's, with the cost that does.
+
+    Costs are compared relative to the speed of the cores that each calibration probed, since both
+    may have met another one.
+    """
     wrong = []
     for file in sorted((cache / "calibrations").glob("*.json")):
         with contextlib.suppress(OSError):
             quiet, busy = (
-                Calibration.model_validate_json(path.read_bytes()).loader.model_dump()
+                Calibration.model_validate_json(path.read_bytes())
                 for path in (cache_dir() / "calibrations" / file.name, file)
             )
-            wrong += [
-                f"{file.stem} {name}"
-                for name in ("inline_s", "prepare_s")
-                if not 1 / CONTAMINATED <= busy[name] / quiet[name] <= CONTAMINATED
-            ]
+            slower = busy.speed.slowdown(quiet.speed).prepare if busy.speed and quiet.speed else 1.0
+            for name in ("inline_s", "prepare_s"):
+                factor = getattr(busy.loader, name) / getattr(quiet.loader, name) / slower
+                if not 1 / CONTAMINATED <= factor <= CONTAMINATED:
+                    wrong.append(f"{file.stem} {name}")
     return wrong
 
 
