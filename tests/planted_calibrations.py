@@ -23,6 +23,7 @@ def planted(step: StepCosts | None = None, **costs: Any) -> Calibration:
     nothing = {
         name: 0.0 if field.annotation is float else []
         for name, field in LoaderCosts.model_fields.items()
+        if field.annotation in (float, list[tuple[int, float]])
     }
     plain = nothing | {
         "cores": 2,
