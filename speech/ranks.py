@@ -87,7 +87,8 @@ class Ranks:
         members = [Member(rank, count, ends[rank], meeting_file) for rank in range(count)]
         self.member = members[0]
         self._followers: list[_Follower] = []
-        self._lock, self._failed, self._ending = threading.Lock(), False, False
+        self._emit_lock, self._failure_lock = threading.Lock(), threading.Lock()
+        self._failed = self._ending = False
         for member in members[1:]:
             own, theirs = Pipe()
             failure_file = os.memfd_create("failure")
@@ -113,7 +114,7 @@ class Ranks:
         """
 
         def emit_one(record: Record) -> None:
-            with self._lock:
+            with self._emit_lock:
                 emit(record)
 
         threading.Thread(target=self._watch, args=(emit_one,), daemon=True).start()
@@ -159,11 +160,11 @@ class Ranks:
         return by_descriptor[ready[0]] if ready else None
 
     def _emit_once(self, follower: _Follower, emit: Emit) -> None:
-        """Emits the error of a rank that has ended, unless it was emitted already."""
-        with self._lock:
-            first, self._failed = not self._failed, True
-        if first:
-            emit(_failure_record(follower))
+        """Emits the error of a rank that has ended, or waits until that was done."""
+        with self._failure_lock:
+            if not self._failed:
+                emit(_failure_record(follower))
+            self._failed = True
 
 
 def _close_others(rank: int, ends: list[list[Connection]], more: list[Connection]) -> None:
