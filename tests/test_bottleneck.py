@@ -228,6 +228,7 @@ def test_with_fewer_workers_than_cores_the_share_of_a_worker_is_stated():
 def test_the_bound_is_that_of_the_recommended_cell_and_not_of_another_shm_size(tracking, plant):
     steady = {
         "step_s": 1.0,
+        "busy_fraction": 0.3,
         "other_s": 0.0,
         "start_s": 0.0,
         "first_batch_s": 0.1,
