@@ -15,7 +15,7 @@ that other programs disturbed are dropped (speech/calibration/undisturbed_rounds
 import math
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -42,8 +42,8 @@ from speech.calibration.loader_timings import (
     Make,
     WorkerTimings,
     loader_figures,
-    measure_inline,
     medians,
+    time_inline_pass,
 )
 from speech.calibration.queued_steps import CudaSteps, measure_pinning, measure_queued_step
 from speech.calibration.speed import make_step, measure_speed
@@ -56,6 +56,7 @@ from speech.dataset import ClipDataset
 from speech.loading import choose_fetch, make_loader
 from speech.shapes import batch_bytes
 
+INLINE, SPEED = "inline", "speed"  # figures of a trial's loader beside loader_figures
 ROUNDS = 3
 MAX_PROCESSES = 32  # competing processes at once, unless there are more cores
 SATURATED = 0.95  # share of a quota below one core; a process that used more was throttled
@@ -90,12 +91,18 @@ def calibrate_trial(trial: Trial) -> Calibration:
     def refresh() -> None:
         page_cache.drop(files)
 
-    costs = calibrate_loader(make, usable_cores(), size, refresh)
+    def measure() -> tuple[LoaderCosts, Values]:
+        more: dict[Hashable, Measure] = {
+            SPEED: lambda _: measure_speed(plain, None, files).prepare_s
+        }
+        return _measure_loader(make, usable_cores(), size, refresh, True, lambda pid: None, more)
+
+    costs, values = measure()
     if find_disagreement(costs):
-        costs = calibrate_loader(make, usable_cores(), size, refresh)
+        costs, values = measure()
         if disagreement := find_disagreement(costs):
             raise Disagreement(disagreement)
-    device, run_step = accelerator.choose_device(config.device), None
+    device, step_s = accelerator.choose_device(config.device), None
     if device == "simulated":
         step = simulated_step(config.device)
     elif device == "cuda":
@@ -105,23 +112,13 @@ def calibrate_trial(trial: Trial) -> Calibration:
     else:
         run_step = make_step(trial, corpus, plain, device)
         step = _measure_step_costs(trial, costs, run_step, make, refresh)
-    figures: dict[Hashable, Measure] = {"speed": lambda _: measure_speed(plain, run_step, files)}
-    speeds = measure_rounds(figures, ROUNDS, MAX_ROUNDS_S)["speed"]
+        step_s = step.host_s(costs.cores)
     return Calibration(
         loader=costs,
         step=step,
         simulated=device == "simulated",
-        speed=_median_speed(speeds),
+        speed=Speed(prepare_s=statistics.median(values[SPEED]), step_s=step_s),
         took_s=time.perf_counter() - began,
-    )
-
-
-def _median_speed(speeds: list[Speed]) -> Speed:
-    """Returns the median of both figures."""
-    steps_s = [speed.step_s for speed in speeds if speed.step_s is not None]
-    return Speed(
-        prepare_s=statistics.median(speed.prepare_s for speed in speeds),
-        step_s=statistics.median(steps_s) if steps_s else None,
     )
 
 
@@ -154,20 +151,39 @@ def calibrate_loader(
     worker that has worked for a while. Raises MachineBusy if other programs disturb too much, and
     ValueError for a loader over an IterableDataset, which does not define the samples of a batch.
     """
+    return _measure_loader(make, cores, batch_bytes, refresh, inline, watch, {})[0]
+
+
+def _measure_loader(
+    make: Make,
+    cores: float,
+    batch_bytes: int,
+    refresh: Callable[[], None],
+    inline: bool,
+    watch: Callable[[int], None],
+    more: Mapping[Hashable, Measure],
+) -> tuple[LoaderCosts, Values]:
+    """Returns what calibrate_loader does, and the undisturbed values of all its and `more` figures.
+
+    All are measured in the same rounds: the cores may change their speed between two figures that
+    are measured one after the other.
+    """
     plain = make(0, None, False)
     if isinstance(plain.dataset, IterableDataset):
         raise ValueError("only a loader over a map-style dataset can be calibrated")
-    whole = math.ceil(cores)
+    whole, fetch = math.ceil(cores), choose_fetch(plain)
     max_processes = min(4 * whole, max(whole, MAX_PROCESSES))
     counts = sorted({1, 2, whole, min(2 * whole, max_processes), max_processes})
-    figures = loader_figures(make, plain, counts, cores, refresh, watch)
+    figures = loader_figures(make, plain, counts, cores, refresh, watch) | dict(more)
+    if inline:
+        time_inline_pass(plain, refresh, fetch)  # not counted: memory is allocated faster later
+        figures[INLINE] = lambda _: time_inline_pass(plain, refresh, fetch)
     # The handover's measurement requires the pace of a worker
     known = measure_rounds({WORKER: figures[WORKER]}, 1)
     values = measure_rounds(figures, ROUNDS, MAX_ROUNDS_S, known)
-    # Measured last, as forked processes would otherwise share the files that it opens
-    inline_s = measure_inline(plain, refresh, choose_fetch(plain)) if inline else 0.0
+    inline_s = statistics.median(values[INLINE]) if inline else 0.0
     samples = count_samples(plain, first_batches(plain, 1)[0])
-    return _derive_costs(values, inline_s, cores, samples, batch_bytes)
+    return _derive_costs(values, inline_s, cores, samples, batch_bytes), values
 
 
 def _derive_costs(

@@ -101,26 +101,21 @@ def _mean(kind: Callable[..., Figures], measured: list[Figures]) -> Figures:
     return kind(*(statistics.mean(column) for column in zip(*measured, strict=True)))
 
 
-def measure_inline(
-    plain: DataLoader,
-    refresh: Callable[[], None] = lambda: None,
-    fetch: Callable[[Iterator[Any]], Any] = next,
-) -> float:
+def measure_inline(plain: DataLoader) -> float:
     """Measures the seconds that the training process itself takes for a batch.
 
-    `fetch` returns the next batch of the loader's iterator, as the training loop does. The result
-    is the median over several passes, since the speed of a pass depends on the placement of its
-    memory. Raises MachineBusy.
+    The result is the median over several passes, since the speed of a pass depends on the placement
+    of its memory. Raises MachineBusy.
     """
 
     def run_pass(values: Values) -> float:
-        return _time_inline_pass(plain, refresh, fetch)
+        return time_inline_pass(plain, lambda: None, next)
 
-    _time_inline_pass(plain, refresh, fetch)  # not counted: memory is allocated faster later
+    run_pass({})  # not counted: memory is allocated faster later
     return statistics.median(measure_rounds({"inline": run_pass}, PASSES, MAX_ROUNDS_S)["inline"])
 
 
-def _time_inline_pass(
+def time_inline_pass(
     plain: DataLoader, refresh: Callable[[], None], fetch: Callable[[Iterator[Any]], Any]
 ) -> float:
     """Returns the mean seconds of a batch of a pass, which lasts a window or two batches at least.
