@@ -102,19 +102,29 @@ def test_another_machine_torch_or_corpus_has_a_calibration_of_its_own(
     )
 
 
-def test_a_trial_on_a_gpu_is_uncalibrated(tone_trial) -> None:
-    """Needs no calibration, since the simulation does not model steps that overlap the loop."""
-    trial = spec("on a GPU", tone_trial(device="auto"))
-    prints = {trial.config.corpus.selection_key(): "f00d"}
-    assert (
-        required_calibrations(
-            [trial], {trial.trial_id: PINNED}, prints, Node(("some GPU",), NODE.cpus)
-        )
-        == {}
-    )
-    assert required_calibrations([trial], {trial.trial_id: PINNED}, prints, NODE).keys() == {
-        trial.trial_id
-    }
+def test_a_calibration_on_a_gpu_is_that_of_the_gpu_and_of_its_copies(tone_trial) -> None:
+    def name_on(gpu: str, **keys) -> str:
+        trial = spec("on a GPU", tone_trial(device="auto", **keys))
+        prints = {trial.config.corpus.selection_key(): "f00d"}
+        node = Node((gpu,), NODE.cpus)
+        (request,) = required_calibrations([trial], {trial.trial_id: PINNED}, prints, node).values()
+        return request.name
+
+    pinned = {"loader": {"pin_memory": True}}
+    assert len({name_on("one"), name_on("another"), name_on("one", **pinned)}) == 3
+    both = {"device": {"prefer": ["cuda"], "sync_every_step": True}}
+    assert name_on("one", **both) == name_on("one"), "how the loop waits is no cost of a step"
+
+
+def test_trials_that_learn_on_several_ranks_are_uncalibrated(tone_trial) -> None:
+    """Needs no calibration, since the exchange of gradients is not measured."""
+    learning = spec("learns", tone_trial(device={"prefer": ["cpu"], "ranks": 2}))
+    device = {"prefer": ["simulated"], "step_s": 0.1, "ranks": 2}
+    simulated = spec("simulated", tone_trial(device=device))
+    prints = {learning.config.corpus.selection_key(): "f00d"}
+    runtimes = {trial.trial_id: PINNED for trial in (learning, simulated)}
+    found = required_calibrations([learning, simulated], runtimes, prints, NODE)
+    assert found.keys() == {"simulated"}
 
 
 def test_a_trial_that_is_not_pinned_needs_none(tone_trial) -> None:
