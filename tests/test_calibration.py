@@ -104,7 +104,7 @@ def test_another_machine_torch_or_corpus_has_a_calibration_of_its_own(
 
 def test_a_calibration_on_a_gpu_is_that_of_the_gpu_and_of_its_copies(tone_trial) -> None:
     def name_on(gpu: str, **keys) -> str:
-        trial = spec("on a GPU", tone_trial(device="auto", **keys))
+        trial = spec("on a GPU", tone_trial(**{"device": "auto"} | keys))
         prints = {trial.config.corpus.selection_key(): "f00d"}
         node = Node((gpu,), NODE.cpus)
         (request,) = required_calibrations([trial], {trial.trial_id: PINNED}, prints, node).values()

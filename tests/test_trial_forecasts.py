@@ -7,13 +7,8 @@ import pytest
 from speech.calibration.costs import StepCosts
 from speech.config import RuntimeSettings
 from sweeps.config.sweep_file import load
-from sweeps.execution import sweep as launching
-from sweeps.execution import trial_preparation
-from sweeps.execution.hosts import HostPlan
-from sweeps.execution.local_host import LocalHost
 from sweeps.forecast.trial_forecasts import format_rough_duration, prepare_forecasts
 from sweeps.host.node import Node
-from sweeps.tracking.sweep_state import SweepState
 from tests.planted_calibrations import planted
 
 SWEEP = """
@@ -59,34 +54,6 @@ def test_before_anything_is_calibrated_a_row_is_a_trial_and_nothing_is_left_out(
     assert "6 new" in outline[0]
     assert "calibrated" in outline[1]
     assert len(outline) == 2
-
-
-def test_a_launch_leaves_trials_on_a_gpu_uncalibrated(
-    tones, tracking, tmp_path, monkeypatch
-) -> None:
-    (tmp_path / "sweep.yaml").write_text(
-        SWEEP.format(tones=tones).replace("[simulated]", "[cuda, simulated]")
-    )
-    made = prepare_forecasts(load(tmp_path / "sweep.yaml"), lambda line: None)
-    monkeypatch.setattr(trial_preparation, "_choose_runtimes", lambda sweep, owner: None)
-    parent = tracking.start_sweep("planted", "", made.rows(), "")
-    said: list[str] = []
-    site = HostPlan(
-        Node(("a GPU",), (0, 1)),
-        made,
-        {trial.trial_id: RuntimeSettings(threads=2) for trial in made.plan.trials},
-    )
-    sweep = launching.Sweep(
-        made.config,
-        tracking,
-        parent,
-        tmp_path,
-        LocalHost(None, tmp_path / "remains", said.append),
-        {"this machine": site},
-        SweepState(made.plan.trials, {}, {}),
-    )
-    trial_preparation.prepare_trials(sweep, "a test")
-    assert (made.forecasts, said, len(sweep.pending)) == ({}, [], 6)
 
 
 def test_the_row_of_an_unmeasured_trial_is_marked_and_has_its_parameters(made) -> None:
