@@ -41,6 +41,7 @@ def keys(tones, tmp_path, monkeypatch) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_a_trial_runs_in_this_process_and_says_what_it_records(keys, tmp_path) -> None:
     said: list[str] = []
     debug(load(tmp_path / "sweep.yaml"), keys["cycles"][:9], said.append)

@@ -306,6 +306,7 @@ def without(text: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_dry_run_and_the_tables_are_the_same_under_hostile_variables(
     tones, tmp_path, first_look
 ) -> None:

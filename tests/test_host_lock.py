@@ -182,6 +182,7 @@ def test_the_precision_is_measured_alone_and_what_needs_no_measuring_waits_for_n
     assert said[1].startswith("precision: ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
 def test_where_trials_share_the_machine_the_precision_is_measured_beside_them(
     holder, tone_trial, tmp_path

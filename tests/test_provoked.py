@@ -191,7 +191,11 @@ def small_group():
 @pytest.mark.parametrize(
     ("arguments", "outcome"),
     [
-        ({"batch_mib": 60.0, "batches": 24, "prefetch_factor": 20, "step_s": 2.0}, "shm_exhausted"),
+        pytest.param(
+            {"batch_mib": 60.0, "batches": 24, "prefetch_factor": 20, "step_s": 2.0},
+            "shm_exhausted",
+            marks=pytest.mark.slow,
+        ),
         ({"accident": "hoard"}, "oom"),
     ],
 )

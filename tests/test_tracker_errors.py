@@ -113,10 +113,9 @@ def check(server: Server, key: str) -> None:
     assert times == sorted(times)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_isolate(), reason="this machine forbids mount namespaces")
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_server_that_ends_and_starts_again_during_a_trial(
     server, template, launch, tone_trial, number
 ) -> None:

@@ -169,7 +169,7 @@ def foretell_and_measure(shuffle: bool) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("shuffle", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_workers_of_many_small_objects_take_what_was_foretold(shuffle: bool) -> None:
     need, found = run_in_new_process(f"foretell_and_measure({shuffle})")
     assert found > 60 * MIB, "copies are what this is about"
