@@ -131,7 +131,8 @@ def _seconds_without_workers(row: Any, trial: pd.Series) -> dict[str, float]:
     """
     waited_s = row.first_batch_s + row.data_wait_s
     steps_s = row.step_s if row.device in ("cpu", "cuda") else _host_cpu_s(row, trial)
-    most_s = row.main_cpu_s - steps_s
+    ranks = trial.get("device.ranks", 1)  # each prepares for itself
+    most_s = row.main_cpu_s / (ranks if pd.notna(ranks) else 1) - steps_s
     least_s = most_s - (
         row.step_s * (float(trial.get("threads", 1)) - 1) if row.device == "cpu" else 0.0
     )

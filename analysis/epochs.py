@@ -114,7 +114,7 @@ def parts(trials: pd.DataFrame) -> dict[str, Any]:
     if trials.empty:
         return {"n": 0}
     workers, machine_cores = (
-        int(trials[WORKERS].iloc[0]),
+        int(trials[WORKERS].iloc[0]) * rank_count(trials),
         float(pd.to_numeric(trials["cores"]).iloc[0]),
     )
     return {
@@ -130,6 +130,12 @@ def parts(trials: pd.DataFrame) -> dict[str, Any]:
         "main_cpu_s": trials["main_cpu_s"].median(),
         **{name: trials[name].median() for name in MEDIANS},
     }
+
+
+def rank_count(trials: pd.DataFrame) -> int:
+    """Returns the number of ranks of trials that differ in other parameters only."""
+    known = trials["device.ranks"].dropna() if "device.ranks" in trials else ()
+    return int(max(known, default=1))
 
 
 def _cores(trials: pd.DataFrame) -> pd.Series:

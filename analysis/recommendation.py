@@ -22,7 +22,7 @@ import pandas as pd
 
 from analysis.bottleneck import Bound, describe_bound, find_bound
 from analysis.comparable_groups import Comparable
-from analysis.epochs import parts
+from analysis.epochs import parts, rank_count
 from analysis.number_text import change_text, count_text, decimals, mib, percent
 from analysis.runs import SweepRuns
 from analysis.statistics import FEWEST_PAIRS, WIDE, Interval, paired_change
@@ -270,8 +270,8 @@ def _throttling_sentence(cell: Cell, group: Comparable) -> str:
 
 def _cell_name(cell: Cell, group: Comparable) -> str:
     """Returns the name of a cell in words, with its size if the group has several."""
-    ranks = group.trials["device.ranks"].max() if "device.ranks" in group.trials else 1
-    workers = count_text(cell.workers, "worker") + (" a rank" if ranks > 1 else "")
+    per_rank = " a rank" if rank_count(group.trials) > 1 else ""
+    workers = count_text(cell.workers, "worker") + per_rank
     return f"{workers} with shm {_size_text(cell)}" if len(group.values(SHM)) > 1 else workers
 
 

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from speech.calibration.costs import (
     Calibration,
     LoaderCosts,
+    interpolate,
     scale_seconds,
     simulated_step,
 )
@@ -176,14 +177,20 @@ def forecast_epoch(
             else 0
         ),
         closed_form_s=closed_form_s(calibration, settings),
-        batch_cpu_s=_batch_cpu_s(calibration, settings.workers, likely.preparing),
+        batch_cpu_s=_batch_cpu_s(calibration, settings, likely.preparing),
     )
 
 
-def _batch_cpu_s(calibration: Calibration, workers: int, preparing: float) -> float:
-    """Returns the CPU seconds a batch, if `preparing` workers prepare at once on average."""
+def _batch_cpu_s(calibration: Calibration, settings: EpochSettings, preparing: float) -> float:
+    """Returns the CPU seconds a batch, if `preparing` workers prepare at once on average.
+
+    Without workers, the loops of all ranks prepare at once.
+    """
     costs = calibration.beside_step().loader
-    return costs.batch_cpu_s(preparing) if workers else costs.inline_s
+    if settings.workers:
+        return costs.batch_cpu_s(preparing)
+    alone_s = interpolate(costs.pace_cpu_s, 1, 1.0)
+    return costs.inline_s * interpolate(costs.pace_cpu_s, settings.ranks, 1.0) / alone_s
 
 
 def closed_form_s(calibration: Calibration, settings: EpochSettings) -> float:
