@@ -109,6 +109,7 @@ def advise(flags: argparse.Namespace) -> int:
             flags.batch_size,
             flags.step,
             flags.step_s,
+            flags.run_ahead or 0,
             flags.arguments,
         ),
         print,

@@ -83,6 +83,8 @@ def test_what_follows_two_dashes_is_the_modules(words: list[str], left: list[str
         ["advise", "a:b", "--evaluate-test"],
         ["advise", "a:b", "--step", "a:c", "--step-s", "1"],
         ["advise", "a:b", "--batch-size", "0"],
+        ["advise", "a:b", "--run-ahead", "2"],
+        ["advise", "a:b", "--step-s", "1", "--run-ahead", "-1"],
         *(["advise", "a:b", "--step-s", seconds] for seconds in ("nan", "inf", "-1")),
         ["predict", "words"],
         ["predict", "words", "a.wav", "--top", "0"],

@@ -162,6 +162,7 @@ def advised(
         "batch_size": None,
         "step": step,
         "step_s": None,
+        "run_ahead": 0,
     }
     environment = {"TMPDIR": str(folder), "PYTHONPATH": None}
     told = folder / "records"

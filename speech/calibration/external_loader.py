@@ -59,7 +59,7 @@ def advise(arguments: dict[str, Any], emit: Emit) -> None:
     on this host. The keys of `arguments` are:
 
     - `target` and `step`, both as module:name, and `folder`, where they are searched;
-    - `batch_size` of a Dataset, and `step_s`;
+    - `batch_size` of a Dataset, `step_s`, and `run_ahead` of its loop;
     - `arguments` of the project's own run;
     - `environment`, the original values of variables that this project has changed.
 
@@ -175,7 +175,7 @@ def measure_alone(
     step = load_callable(arguments["step"], arguments["folder"]) if arguments["step"] else None
     loader = _load(arguments, emit)
     plain = rebuild_loader(loader, 0, None, False, first_batches(loader, batches))
-    timed = StepCosts(wait_s=arguments["step_s"] or 0.0)
+    timed = StepCosts(wait_s=arguments["step_s"] or 0.0, run_ahead=arguments["run_ahead"])
     if step:
         emit({"kind": "at", "at": f"timing {arguments['step']}"})
         first = first_batches(plain, SAMPLE_BATCHES)

@@ -98,7 +98,8 @@ def build_advise_parser() -> argparse.ArgumentParser:
         "advise",
         usage=(
             "%(prog)s MODULE:NAME [--batch-size N]\n"
-            "           [--step MODULE:NAME | --step-s SECONDS] [-- ARGUMENT ...]"
+            "           [--step MODULE:NAME | --step-s SECONDS [--run-ahead STEPS]]\n"
+            "           [-- ARGUMENT ...]"
         ),
         description=(
             "Measures the DataLoader of another project on this machine and recommends its number"
@@ -126,6 +127,15 @@ def build_advise_parser() -> argparse.ArgumentParser:
         type=float,
         metavar="SECONDS",
         help="duration of a training step on the accelerator",
+    )
+    parser.add_argument(
+        "--run-ahead",
+        type=int,
+        metavar="STEPS",
+        help=(
+            "with --step-s: steps that may be queued on the accelerator when the loop goes on"
+            " (default: 0, as of a loop that reads the loss of every step)"
+        ),
     )
     return parser
 
@@ -201,6 +211,8 @@ def _parse_advise(words: list[str]) -> argparse.Namespace:
         parser.error("--batch-size must be at least 1")
     if flags.step_s is not None and not 0 <= flags.step_s < math.inf:
         parser.error("--step-s must be a number of seconds, at least 0")
+    if flags.run_ahead is not None and (flags.step_s is None or flags.run_ahead < 0):
+        parser.error("--run-ahead needs --step-s, and a number of steps, at least 0")
     return flags
 
 

@@ -49,6 +49,7 @@ class AdviceRequest:
     batch_size: int | None = None  # for a function that returns a Dataset
     step: str | None = None  # module:name
     step_s: float | None = None
+    run_ahead: int = 0  # steps that may be queued when the loop goes on, with step_s
     arguments: list[str] = field(default_factory=list)  # command line of the target's module
     environment: dict[str, str | None] = field(
         default_factory=lambda: {name: os.environ.get(name) for name in VARIABLES}
