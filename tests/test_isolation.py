@@ -36,11 +36,17 @@ def template():
 
 
 def training(
-    tone_trial, folder: Path, shm_bytes: int | None = None, step_s: float = 0.001, **loader
+    tone_trial,
+    folder: Path,
+    shm_bytes: int | None = None,
+    step_s: float = 0.001,
+    ranks: int = 1,
+    **loader,
 ) -> Task:
     """Returns a simulated trial with batches of four pictures of 3 x 224 x 224: 2.3 MiB a batch."""
     config = tone_trial(
-        device={"prefer": ["simulated"], "step_s": step_s}, loader={"format": "png", **loader}
+        device={"prefer": ["simulated"], "step_s": step_s, "ranks": ranks},
+        loader={"format": "png", **loader},
     )
     return Task(
         "train",
@@ -188,10 +194,21 @@ def test_leaving_early_kills_the_tree(template, tone_trial, tmp_path) -> None:
     assert wait_until(lambda: not trees(template))
 
 
-@pytest.mark.parametrize("private", [True, False])
-def test_when_the_parent_is_killed_the_whole_tree_dies(tone_trial, tmp_path, private: bool) -> None:
+@pytest.mark.parametrize(
+    ("private", "ranks"),
+    [(True, 1), (False, 1), (False, 2), pytest.param(True, 2, marks=pytest.mark.slow)],
+)
+def test_when_the_parent_is_killed_the_whole_tree_dies(
+    tone_trial, tmp_path, private: bool, ranks: int
+) -> None:
     task = training(
-        tone_trial, tmp_path, shm_bytes=64 << 20 if private else None, step_s=30.0, num_workers=2
+        tone_trial,
+        tmp_path,
+        shm_bytes=64 << 20 if private else None,
+        step_s=30.0,
+        ranks=ranks,
+        num_workers=2,
+        batch_size=2,
     )
     code = f"""
 import sys
@@ -205,7 +222,7 @@ for record in ForkServer().run(Task("train", {task.arguments!r}, {private}, {tas
     )
     assert parent.stdout is not None
     assert parent.stdout.readline() == "setup\n"
-    assert wait_until(lambda: len(descendants(parent.pid)) >= 6)
+    assert wait_until(lambda: len(descendants(parent.pid)) >= 3 + 3 * ranks)
     tree = descendants(parent.pid)
     parent.kill()
     parent.wait()
