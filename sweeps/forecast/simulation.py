@@ -14,6 +14,8 @@ own rules to shared cores:
 - All computing processes and threads share C cores evenly (processor sharing); a worker counts
   like a thread of the training step. Measured slowdowns apply on top, where several processes, or
   a step and processes, computed at once.
+- Several ranks are loops like this one on the same cores. They run in step: each of this loop's
+  processes has its like in every other rank, which computes when it does.
 - A CPU quota grants all of them together a number of CPU seconds in every period. When these are
   used up, nothing computes until the period ends. Unused CPU seconds are lost, as in the kernel's
   CFS bandwidth control.
