@@ -1,7 +1,8 @@
 """Combines what the ranks of a trial have measured of an epoch into the record of the trial.
 
 The ranks wait for each other in every step, so the slowest one decides how long an epoch takes.
-Times are therefore those of the slowest rank. What the machine did is the sum over the ranks, or
+Times are therefore those of the slowest rank, and so is the CPU time of a batch. What the machine
+did is the sum over the ranks, or
 what rank 0 has seen of it: the other ranks and their workers are its descendants. The raw steps
 of every rank are kept.
 """
@@ -41,6 +42,9 @@ def combine_ranks(results: Sequence[EpochResult]) -> EpochResult:
             combined[name] = sum(metrics[name] for metrics in metrics_by_rank)
     if "cpu/worker_s" in own:
         combined["cpu/worker_s"] = _worker_cpu_s(metrics_by_rank)
+    if "cpu/batch_s" in own:
+        # All ranks end an epoch together, so its duration does not show which one was slow
+        combined["cpu/batch_s"] = max(metrics["cpu/batch_s"] for metrics in metrics_by_rank)
     combined["rate/clips_per_s"] = len(results) * slowest["rate/clips_per_s"]
     if "loss/training" in own:
         combined["loss/training"] = statistics.mean(

@@ -178,6 +178,7 @@ def test_times_are_those_of_the_slowest_rank_and_work_is_the_sum() -> None:
             "rate/clips_per_s": 100 / epoch_s,
             "cpu/main_s": main_s,
             "cpu/worker_s": worker_s,
+            "cpu/batch_s": 0.1 / epoch_s,
             "cpu/external_fraction": 0.01 * epoch_s,
             "loss/training": epoch_s,
             "io/read_bytes": 10.0,
@@ -195,6 +196,7 @@ def test_times_are_those_of_the_slowest_rank_and_work_is_the_sum() -> None:
     assert metrics["cpu/external_fraction"] == pytest.approx(0.02)
     assert metrics["loss/training"] == pytest.approx(2.25)
     assert metrics["io/read_bytes"] == 20.0
+    assert metrics["cpu/batch_s"] == pytest.approx(0.1 / 2.0), "of the rank that prepares slowly"
     assert (began, raw["ranks"][0]["rank"], raw["ranks"][0]["began_s"]) == (10.0, 1, 0.25)
 
 
