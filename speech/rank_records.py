@@ -2,9 +2,8 @@
 
 The ranks wait for each other in every step, so the slowest one decides how long an epoch takes.
 Times are therefore those of the slowest rank, and so is the CPU time of a batch. What the machine
-did is the sum over the ranks, or
-what rank 0 has seen of it: the other ranks and their workers are its descendants. The raw steps
-of every rank are kept.
+did is the sum over the ranks, or what rank 0 has seen of it: the other ranks and their workers are
+its descendants. The raw steps of every rank are kept.
 """
 
 import statistics
