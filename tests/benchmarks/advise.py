@@ -29,6 +29,7 @@ from sweeps.commands.advise.loader_forecast import (
     recommended_row,
 )
 from sweeps.host.hygiene import wait_until_idle
+from sweeps.sandbox.cgroup import memory_available
 from tests.benchmarks.report import at_most, print_report
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,10 +45,10 @@ def main() -> int:
     rows, disturbances, regrets = [], [], {}
     for target, step_s in LOADERS.items():
         loader, calibration = measure_loader(AdviceRequest(target, str(ROOT), step_s=step_s), print)
-        found = forecast_rows(loader, calibration, free_shm_bytes())
-        print(
-            f"\n{format_costs(loader, calibration, True)}\n\n{format_forecasts(loader, calibration, free_shm_bytes())}\n"
-        )
+        room = free_shm_bytes(), memory_available()
+        found = forecast_rows(loader, calibration, *room)
+        print(f"\n{format_costs(loader, calibration, True)}\n")
+        print(f"{format_forecasts(loader, calibration, *room)}\n")
         measured = {}
         for workers in random.Random(0).sample(WORKERS, len(WORKERS)):
             if unsettled := wait_until_idle().get("unsettled"):
@@ -57,7 +58,8 @@ def main() -> int:
             _row(target, row, measured[row.workers]) for row in found if row.workers in measured
         ]
         best_s = min(statistics.median(seconds) for seconds in measured.values())
-        pick = recommended_row(found).workers
+        recommended = recommended_row(found)
+        pick = recommended.workers if recommended else None
         regrets[target] = (
             statistics.median(measured[pick]) / best_s - 1 if pick in measured else None
         )
