@@ -171,19 +171,29 @@ def _measure_loader(
     plain = make(0, None, False)
     if isinstance(plain.dataset, IterableDataset):
         raise ValueError("only a loader over a map-style dataset can be calibrated")
-    whole, fetch = math.ceil(cores), choose_fetch(plain)
+    whole = math.ceil(cores)
     max_processes = min(4 * whole, max(whole, MAX_PROCESSES))
     counts = sorted({1, 2, whole, min(2 * whole, max_processes), max_processes})
     figures = loader_figures(make, plain, counts, cores, refresh, watch) | dict(more)
     if inline:
-        time_inline_pass(plain, refresh, fetch)  # not counted: memory is allocated faster later
-        figures[INLINE] = lambda _: time_inline_pass(plain, refresh, fetch)
+        _time_inline(plain, refresh)  # not counted: memory is allocated faster later
+        figures[INLINE] = lambda _: _time_inline(plain, refresh)
     # The handover's measurement requires the pace of a worker
     known = measure_rounds({WORKER: figures[WORKER]}, 1)
     values = measure_rounds(figures, ROUNDS, MAX_ROUNDS_S, known)
     inline_s = statistics.median(values[INLINE]) if inline else 0.0
     samples = count_samples(plain, first_batches(plain, 1)[0])
     return _derive_costs(values, inline_s, cores, samples, batch_bytes), values
+
+
+def _time_inline(plain: DataLoader, refresh: Callable[[], None]) -> float:
+    """Measures the mean seconds of a batch that this process prepares itself.
+
+    Under a quota it first waits for a new period, since the figure before may have used up this one.
+    """
+    if quota := cpu_quota():
+        time.sleep(quota.period_s)
+    return time_inline_pass(plain, refresh, choose_fetch(plain))
 
 
 def _derive_costs(
