@@ -189,7 +189,8 @@ def _measure_loader(
 def _time_inline(plain: DataLoader, refresh: Callable[[], None]) -> float:
     """Measures the mean seconds of a batch that this process prepares itself.
 
-    Under a quota it first waits for a new period, since the figure before may have used up this one.
+    Under a quota it first waits for a new period, since the figure before may have used up the
+    present one.
     """
     if quota := cpu_quota():
         time.sleep(quota.period_s)
