@@ -40,7 +40,7 @@ class Accelerator(Protocol):
 
     @property
     def skips_steps(self) -> bool:
-        """Whether steps whose gradients are not finite are skipped."""
+        """Returns whether steps whose gradients are not finite are skipped."""
 
     def synchronise(self) -> None:
         """Waits until all queued steps have ended."""

@@ -166,7 +166,7 @@ class Learner:
 
     @property
     def skips_steps(self) -> bool:
-        """Whether a loss scaler skips the steps whose gradients are not finite."""
+        """Returns whether a loss scaler skips the steps whose gradients are not finite."""
         return self.scaler.is_enabled()
 
     def take_busy_intervals(self) -> list[Interval] | None:

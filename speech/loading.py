@@ -4,6 +4,7 @@ The sampler yields whole batches together with their epoch and step; speech/data
 reason.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -58,27 +59,25 @@ def prepare_forms(
 class EpochBatches(Sampler[BatchRequest]):
     """Yields the batches of an epoch.
 
-    Set `epoch` before iterating. A shuffled order depends on (seed, epoch) only. Every step takes
-    the next clips of that order for each of `ranks` ranks in turn, so that all ranks together see
-    the epoch of a single process with batches of all ranks.
+    Set `epoch`, and `rank` of several, before iterating. A shuffled order depends on (seed, epoch)
+    only. Every step takes the next clips of that order for each of `ranks` ranks in turn, so that
+    all ranks together see the epoch of a single process with batches of all ranks.
     """
 
-    def __init__(
-        self, clips: int, batch_size: int, seed: int | None, rank: int = 0, ranks: int = 1
-    ):
-        """Prepares the batches of a rank over `clips` clips.
+    def __init__(self, clips: int, batch_size: int, seed: int | None, ranks: int = 1):
+        """Prepares the batches of rank 0 over `clips` clips.
 
         With `seed` None the order is that of the clips, and all clips are included. Otherwise the
         order is shuffled, and the clips of a last incomplete step are dropped.
         """
         self.clips, self.batch_size, self.seed = clips, batch_size, seed
-        self.rank, self.ranks = rank, ranks
-        self.epoch = 0
+        self.ranks = ranks
+        self.epoch = self.rank = 0
 
     def of_rank(self, rank: int) -> "EpochBatches":
         """Returns the batches of another rank in the same epoch."""
-        other = EpochBatches(self.clips, self.batch_size, self.seed, rank, self.ranks)
-        other.epoch = self.epoch
+        other = copy.copy(self)
+        other.rank = rank
         return other
 
     def __len__(self) -> int:
@@ -126,12 +125,10 @@ def make_loader(
     seed: int,
     pin_memory: bool = False,
     log: FetchLog | None = None,
-    rank: int = 0,
 ) -> tuple[DataLoader, EpochBatches]:
-    """Returns the loader of one split, and the sampler through which the epoch is set.
+    """Returns the loader of one split, and the sampler through which epoch and rank are set.
 
-    Of the training split it is the loader of rank `rank`. `log` records every batch that is
-    prepared. Batches are pictures (B, C, M, T) float32 and labels
+    `log` records every batch that is prepared. Batches are pictures (B, C, M, T) float32 and labels
     (B,) int64. In loader format `on_device` they are waveforms (B, S) int16 and labels. If
     SpecAugment is on, masks (B, 2, 2, 2) int32 follow. Raises ValueError if the training split is
     smaller than a step.
@@ -140,7 +137,7 @@ def make_loader(
     if split == "training" and (obstacle := batch_size_obstacle(config, corpus)):
         raise ValueError(obstacle)
     batches = (
-        EpochBatches(len(clips), loader_config.batch_size, seed, rank, config.device.ranks)
+        EpochBatches(len(clips), loader_config.batch_size, seed, config.device.ranks)
         if split == "training"
         else EpochBatches(len(clips), loader_config.batch_size, None)
     )

@@ -39,6 +39,9 @@ def combine_ranks(results: Sequence[EpochResult]) -> EpochResult:
     for name in SUMMED:
         if name in own:
             combined[name] = sum(metrics[name] for metrics in metrics_by_rank)
+    if usage.read_descendant_cpu_s() is None:
+        # Rank 0 has taken the other ranks for other programs
+        combined.pop("cpu/external_fraction", None)
     if "cpu/worker_s" in own:
         combined["cpu/worker_s"] = _worker_cpu_s(metrics_by_rank)
     if "cpu/batch_s" in own:
@@ -68,7 +71,7 @@ def _worker_cpu_s(metrics_by_rank: Sequence[dict[str, float]]) -> float:
     Where the kernel lists descendants, those of rank 0 are all workers and the other ranks.
     """
     workers_s = [metrics["cpu/worker_s"] for metrics in metrics_by_rank]
-    if not usage.CHILDREN_ARE_LISTED:
+    if usage.read_descendant_cpu_s() is None:
         return sum(workers_s)
     others_s = sum(metrics["cpu/main_s"] for metrics in metrics_by_rank[1:])
     return max(workers_s[0] - others_s, 0.0)

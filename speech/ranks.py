@@ -17,7 +17,6 @@ import os
 import select
 import signal
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -25,7 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from speech.root_cause import root_cause
+from speech.error_records import error_record, root_cause
 
 Record = dict[str, Any]
 Emit = Callable[[Record], None]
@@ -189,10 +188,7 @@ def _run_follower(
             follow(member, iter(commands.recv, None), commands.send)
         code = 0
     except BaseException as error:
-        error = root_cause(error)
-        text = "".join(traceback.format_exception(error))
-        record = {"type": type(error).__name__, "message": str(error), "traceback": text}
-        os.write(failure_file, json.dumps(record).encode())
+        os.write(failure_file, json.dumps(error_record(root_cause(error))).encode())
     finally:
         os._exit(code)
 

@@ -7,7 +7,8 @@ plain dicts that can be written as one JSON object a line:
     setup     hardware, runtime settings and data of the trial, and the machine's speed if it was
               probed (speech/calibration/speed.py); once, before the first batch
     epoch     `metrics` (units in their names) and the raw `steps`, `busy` and `fetches`
-              of speech/epoch.py; after every epoch
+              of speech/epoch.py, and `ranks`, those of further ranks (speech/rank_records.py);
+              after every epoch
     snapshot  accuracy of a member alone and of the ensemble so far; after every cycle
     end       the trial's `summary`, the ensemble's confusion matrix, and the cause of a
               divergence, if any; once
@@ -90,11 +91,12 @@ def _lead(
     speed = probe_speed(trial, corpus) if trial.probe_speed else None
     if ranks:
         ranks.release()
-    training = _Training(trial, corpus, device, FetchLog(scratch / "log"), gauge, ranks)
+    member = ranks.member if ranks else single_rank()
+    training = _Training(trial, corpus, device, FetchLog(scratch / "log"), gauge, member)
     emit(training.begin() | ({"speed": speed.model_dump()} if speed else {}))
     for record in training.progress.records:
         emit(record | {"replayed": True})
-    training.run_epochs(emit)
+    training.run_epochs(emit, ranks)
     emit(training.end())
 
 
@@ -109,7 +111,7 @@ def _follow(
     device, corpus = _prepare(trial)
     with tempfile.TemporaryDirectory(prefix="rank-") as scratch:
         log = FetchLog(Path(scratch, "log"))
-        training = _Training(trial, corpus, device, log, gauge.of_rank(member.rank), None, member)
+        training = _Training(trial, corpus, device, log, gauge.of_rank(member.rank), member)
         for epoch in epochs:
             send(training.train(epoch))
 
@@ -132,22 +134,18 @@ class _Training:
         device: str,
         log: FetchLog,
         gauge: Gauge,
-        ranks: Ranks | None,
-        member: Member | None = None,
+        member: Member,
     ):
-        """Builds the loaders and the learner, and restores an interrupted attempt's progress.
-
-        Rank 0 has the other `ranks`, if there are any, and each of them is a `member`.
-        """
+        """Builds the loaders and the learner, and restores an interrupted attempt's progress."""
         self.trial, self.corpus, self.device = trial, corpus, device
-        self.log, self.gauge, self.ranks = log, gauge, ranks
-        self.member = ranks.member if ranks else member or single_rank()
+        self.log, self.gauge, self.member = log, gauge, member
         torch.manual_seed(trial.seed)  # a probe of the speed has drawn from it
         torch.set_num_threads(max(trial.runtime.threads // self.member.count, 1))
         pinning = trial.config.loader.pin_memory and device == "cuda"
         self.loader, self.order = make_loader(
-            trial.config, corpus, "training", trial.seed, pinning, log, self.member.rank
+            trial.config, corpus, "training", trial.seed, pinning, log
         )
+        self.order.rank = member.rank
         schedule = trial.config.sgdr
         self.cycle_steps = [epochs * len(self.loader) for epochs in schedule.cycles()]
         self.learning_rate = functools.partial(
@@ -194,14 +192,14 @@ class _Training:
         self.gauge.set_batch_bytes(setup["batch_bytes"])
         return setup | self.progress.origin()
 
-    def run_epochs(self, emit: Callable[[Record], None]) -> None:
-        """Runs the epochs that are not completed, and emits the records of each.
+    def run_epochs(self, emit: Callable[[Record], None], ranks: Ranks | None) -> None:
+        """Runs the epochs that are not completed, with the other `ranks`, and emits their records.
 
         Ends early if the trial has diverged and its times are not compared.
         """
         began = time.perf_counter()
         for epoch in range(len(self.progress.epochs), self.trial.config.sgdr.epochs):
-            metrics, raw, epoch_began = self._train_ranks(epoch)
+            metrics, raw, epoch_began = self._train_ranks(epoch, ranks)
             predicted = None
             if self.learning:
                 predicted, more = self._validate(self.learning, epoch, metrics, raw)
@@ -225,14 +223,14 @@ class _Training:
         """Returns the number of an epoch's last step, counted from the start of the trial."""
         return (epoch + 1) * len(self.loader) - 1
 
-    def _train_ranks(self, epoch: int) -> EpochResult:
+    def _train_ranks(self, epoch: int, ranks: Ranks | None) -> EpochResult:
         """Runs the timed part of an epoch on all ranks; returns what `run_epoch` returns."""
         if self.trial.config.corpus.cache == "cold":
             page_cache.drop(cast(ClipDataset, self.loader.dataset).files())
-        if not self.ranks:
+        if not ranks:
             return self.train(epoch)
-        self.ranks.start_epoch(epoch)
-        return combine_ranks([self.train(epoch), *self.ranks.collect()])
+        ranks.start_epoch(epoch)
+        return combine_ranks([self.train(epoch), *ranks.collect()])
 
     def train(self, epoch: int) -> EpochResult:
         """Runs the timed part of an epoch on this rank; returns what `run_epoch` returns."""

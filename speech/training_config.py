@@ -192,7 +192,7 @@ class Device(Group):
 
     @property
     def may_use_cuda(self) -> bool:
-        """Whether a GPU is used where there is one."""
+        """Returns whether a GPU is used where there is one."""
         return "cuda" in self.prefer
 
     @classmethod

@@ -150,11 +150,12 @@ def test_noise_comes_from_the_training_stretch_alone(tone_trial) -> None:
 
 def test_the_batches_of_all_ranks_are_those_of_one_process_with_batches_of_all() -> None:
     alone = EpochBatches(23, 6, seed=3)
-    together = [EpochBatches(23, 3, 3, rank, ranks=2) for rank in range(2)]
+    first = EpochBatches(23, 3, seed=3, ranks=2)
+    together = [first, first.of_rank(1)]
     for epoch in range(3):
         for batches in (alone, *together):
             batches.epoch = epoch
-        joined = [first.clips + second.clips for first, second in zip(*together, strict=True)]
+        joined = [one.clips + other.clips for one, other in zip(*together, strict=True)]
         assert joined == [request.clips for request in alone]
     assert len(alone) == len(together[0]) == len(together[1]) == 3
     assert [request.clips for request in together[0].of_rank(1)] == [

@@ -21,7 +21,8 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.worker import _worker_loop
 
-from speech.calibration.stages import CodeFailed, error_record
+from speech.calibration.stages import CodeFailed
+from speech.error_records import error_record
 
 MIN_BATCHES = 5  # batches over which a pace is measured
 WINDOW_S = 0.7  # approximate duration of the measurement of a figure in a round

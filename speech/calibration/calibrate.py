@@ -93,9 +93,10 @@ def calibrate_trial(trial: Trial) -> Calibration:
 
     def measure() -> tuple[LoaderCosts, Values]:
         more: dict[Hashable, Measure] = {
-            SPEED: lambda _: measure_speed(plain, None, files).prepare_s
+            INLINE: lambda _: _time_inline(plain, refresh),
+            SPEED: lambda _: measure_speed(plain, None, files).prepare_s,
         }
-        return _measure_loader(make, usable_cores(), size, refresh, True, lambda pid: None, more)
+        return _measure_loader(make, usable_cores(), size, refresh, lambda pid: None, more)
 
     costs, values = measure()
     if find_disagreement(costs):
@@ -151,7 +152,9 @@ def calibrate_loader(
     worker that has worked for a while. Raises MachineBusy if other programs disturb too much, and
     ValueError for a loader over an IterableDataset, which does not define the samples of a batch.
     """
-    return _measure_loader(make, cores, batch_bytes, refresh, inline, watch, {})[0]
+    plain = make(0, None, False)
+    more: dict[Hashable, Measure] = {INLINE: lambda _: _time_inline(plain, refresh)}
+    return _measure_loader(make, cores, batch_bytes, refresh, watch, more if inline else {})[0]
 
 
 def _measure_loader(
@@ -159,7 +162,6 @@ def _measure_loader(
     cores: float,
     batch_bytes: int,
     refresh: Callable[[], None],
-    inline: bool,
     watch: Callable[[int], None],
     more: Mapping[Hashable, Measure],
 ) -> tuple[LoaderCosts, Values]:
@@ -175,13 +177,12 @@ def _measure_loader(
     max_processes = min(4 * whole, max(whole, MAX_PROCESSES))
     counts = sorted({1, 2, whole, min(2 * whole, max_processes), max_processes})
     figures = loader_figures(make, plain, counts, cores, refresh, watch) | dict(more)
-    if inline:
+    if INLINE in more:
         _time_inline(plain, refresh)  # not counted: memory is allocated faster later
-        figures[INLINE] = lambda _: _time_inline(plain, refresh)
     # The handover's measurement requires the pace of a worker
     known = measure_rounds({WORKER: figures[WORKER]}, 1)
     values = measure_rounds(figures, ROUNDS, MAX_ROUNDS_S, known)
-    inline_s = statistics.median(values[INLINE]) if inline else 0.0
+    inline_s = statistics.median(values.get(INLINE, [0.0]))
     samples = count_samples(plain, first_batches(plain, 1)[0])
     return _derive_costs(values, inline_s, cores, samples, batch_bytes), values
 

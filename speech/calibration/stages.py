@@ -10,9 +10,10 @@ import json
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
+
+from speech.error_records import error_record
 
 # Makes a stage, and the processes that it forks, write the stacks of their threads to stderr
 # (projects have uses of their own for SIGUSR1, such as the warning of a batch scheduler)
@@ -32,12 +33,6 @@ class CodeFailed(RuntimeError):
 
 class StageFailed(CodeFailed):
     """Reports that a stage has raised an error, or ended without a result."""
-
-
-def error_record(error: BaseException) -> dict[str, Any]:
-    """Returns the record of an error that CodeFailed holds."""
-    text = "".join(traceback.format_exception(error))
-    return {"type": type(error).__name__, "message": str(error), "traceback": text}
 
 
 def run_stage(work: Callable[[], Any]) -> Any:

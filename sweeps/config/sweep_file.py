@@ -181,11 +181,13 @@ def _check_gpus(source: Source, config: SweepConfig, used: set[int]) -> None:
     gpus = config.resources.gpus
     if gpus == "auto" or not used or math.ceil(gpus) <= max(used):
         return
-    uses = f"its ranks on cuda use {max(used)}" if max(used) else "no trial has device cuda"
+    uses, more = "no trial has device cuda", ""
+    if max(used):
+        uses = f"its ranks on cuda use {max(used)}"
+        more = f", or device.ranks: {math.ceil(gpus)}"
     source.add_fault(
         ("resources", "gpus"),
-        f"a trial requests {gpus:g} GPUs, but {uses}. Write gpus: auto, or device.ranks:"
-        f" {math.ceil(gpus)}.",
+        f"a trial requests {gpus:g} GPUs, but {uses}. Write gpus: auto{more}.",
     )
 
 

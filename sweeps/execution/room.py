@@ -31,8 +31,8 @@ def count_tasks(config: TrialConfig, threads: int) -> int:
     # Workers that persist remain beside those of the validation loader
     validates = loader.persistent_workers and config.device.prefer[0] != "simulated"
     loaders = ranks + (1 if validates else 0)
-    tasks = TREE_PROCESSES + ranks - 1 + max(threads, ranks) - ranks
-    return tasks + TASKS_PER_WORKER * loader.num_workers * loaders
+    training = ranks * max(threads // ranks, 1)
+    return TREE_PROCESSES - 1 + training + TASKS_PER_WORKER * loader.num_workers * loaders
 
 
 def count_files(config: TrialConfig, batches: int) -> int:

@@ -17,12 +17,11 @@ import select
 import signal
 import struct
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from speech.root_cause import root_cause
+from speech.error_records import error_record, root_cause
 from speech.shm_usage import ShmUsage, shm_usage
 from speech.timing import Gauge
 from speech.training_config import MAX_RANKS
@@ -231,17 +230,7 @@ def _train(parent: int, work: Work, records: int, gauge: SharedGauge) -> None:
         work(lambda record: write_record(records, record), gauge)
         code = 0
     except BaseException as error:
-        error = root_cause(error)
-        text = "".join(traceback.format_exception(error))
-        write_record(
-            records,
-            {
-                "kind": "error",
-                "type": type(error).__name__,
-                "message": str(error),
-                "traceback": text,
-            },
-        )
+        write_record(records, {"kind": "error"} | error_record(root_cause(error)))
     finally:
         os._exit(code)
 

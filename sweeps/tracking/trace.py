@@ -21,20 +21,24 @@ from pathlib import Path
 from typing import Any
 
 from speech.timing import STALL_S
+from sweeps.tracking.trace_events import (
+    ACCELERATOR,
+    FIRST_WORKER,
+    RANK_THREADS,
+    TRAINING,
+    TRIAL,
+    Event,
+    make_counter,
+    make_span,
+    name_lanes,
+)
 
 Record = Mapping[str, Any]
-Event = dict[str, Any]
 
 # In a trace, which is then some 2 MB. An epoch takes at most half, so that the first and the last
 # epoch have space
 MAX_STEPS = 20_000
 MIB = 1 << 20
-# One process id for all events. Perfetto unfolds a process only if it is the only one, and shows
-# its threads by id and its counters below
-TRIAL = 1
-# Thread ids; the third is that of worker 0, and 0 would be the idle task
-TRAINING, ACCELERATOR, FIRST_WORKER = 1, 2, 10
-RANK_THREADS = 2000  # thread ids of a rank; it has at most 1,024 workers
 # Counters: name, series
 READY, USED, LIMIT = ("batches", "ready"), ("/dev/shm in use", "MiB"), ("/dev/shm limit", "MiB")
 QUEUED = ("steps", "queued")
@@ -89,7 +93,7 @@ def build_trace(records: Iterable[Record]) -> dict[str, Any]:
         for before, after in itertools.pairwise(epochs)
         if after["epoch"] - before["epoch"] > 1
     ]
-    events += [_gap_span(before, after) for before, after in gaps]
+    events += [_gapmake_span(before, after) for before, after in gaps]
     events += _limit_counters(events, ending.get("shm_limit_bytes"))
     metadata = {
         name: setup[name]
@@ -98,7 +102,7 @@ def build_trace(records: Iterable[Record]) -> dict[str, Any]:
     }
     omitted = [event["name"] for event in events if event["name"].startswith(NOT_TRACED)]
     return {
-        "traceEvents": [*_lane_names(events), *events] if events else [],
+        "traceEvents": [*name_lanes(events), *events] if events else [],
         "displayTimeUnit": "ms",
         "otherData": metadata | {"time_zero": "the setup record", "left_out": omitted},
     }
@@ -181,13 +185,13 @@ def _training_events(
                 if omitted
                 else "step"
             )
-            spans.append(_span(TRAINING, label, last_end, ended))
+            spans.append(make_span(TRAINING, label, last_end, ended))
         ended = max(ended, last_end)
-    yield _span(TRAINING, name, began, ended, **_finite(metrics))
+    yield make_span(TRAINING, name, began, ended, **_finite(metrics))
     yield from (span for span in spans if span["dur"])
     if "time/eval_s" in metrics:
         evaluated = ended + round(metrics["time/eval_s"] * 1e6)
-        yield _span(TRAINING, "evaluation", ended, evaluated)
+        yield make_span(TRAINING, "evaluation", ended, evaluated)
         ended = evaluated
     if snapshot:
         figures = {
@@ -214,14 +218,14 @@ def _step_spans(epoch: Record, received: Sequence[float]) -> Iterator[Event]:
     ]
     last_other_s = steps.get("other_s", [0.0])[-1]
     boundaries = [_us(epoch, time) for time in [*steps["request_s"], step_ends[-1] + last_other_s]]
-    yield _span(TRAINING, "start-up", _us(epoch, 0), boundaries[0])
+    yield make_span(TRAINING, "start-up", _us(epoch, 0), boundaries[0])
     for step, (begin, end) in enumerate(itertools.pairwise(boundaries)):
         step_begin, step_end = (
             min(_us(epoch, time), end) for time in (received[step], step_ends[step])
         )
-        yield _span(TRAINING, "wait" if step else "first batch", begin, step_begin, step=step)
-        yield _span(TRAINING, "step", step_begin, step_end, step=step)
-        yield _span(TRAINING, "other", step_end, end, step=step)
+        yield make_span(TRAINING, "wait" if step else "first batch", begin, step_begin, step=step)
+        yield make_span(TRAINING, "step", step_begin, step_end, step=step)
+        yield make_span(TRAINING, "other", step_end, end, step=step)
 
 
 def _accelerator_events(epoch: Record) -> Iterator[Event]:
@@ -229,10 +233,12 @@ def _accelerator_events(epoch: Record) -> Iterator[Event]:
     busy = epoch.get("busy", {"begin_s": [], "end_s": []})
     intervals = list(zip(busy["begin_s"], busy["end_s"], strict=True))
     for step, (begin, end) in enumerate(intervals):
-        yield _span(ACCELERATOR, "busy", _us(epoch, begin), _us(epoch, end), step=step)
+        yield make_span(ACCELERATOR, "busy", _us(epoch, begin), _us(epoch, end), step=step)
     for step, ((_, end), (begin, _)) in enumerate(itertools.pairwise(intervals), 1):
         if begin - end > STALL_S:
-            yield _span(ACCELERATOR, "stall", _us(epoch, end), _us(epoch, begin), before_step=step)
+            yield make_span(
+                ACCELERATOR, "stall", _us(epoch, end), _us(epoch, begin), before_step=step
+            )
 
 
 def _fetch_events(epoch: Record) -> Iterator[Event]:
@@ -248,7 +254,9 @@ def _fetch_events(epoch: Record) -> Iterator[Event]:
             for name in FIGURES
             if name in fetches and fetches[name][index] >= 0
         }
-        yield _span(FIRST_WORKER + fetches["worker"][index], f"batch {step}", begin, end, **figures)
+        yield make_span(
+            FIRST_WORKER + fetches["worker"][index], f"batch {step}", begin, end, **figures
+        )
 
 
 def _queue_counters(epoch: Record, received: Sequence[float]) -> Iterator[Event]:
@@ -263,10 +271,10 @@ def _queue_counters(epoch: Record, received: Sequence[float]) -> Iterator[Event]
         (_us(epoch, received[step]), 1) for step in fetches["step"]
     ]
     ready = 0
-    yield _counter(READY, _us(epoch, 0), ready)
+    yield make_counter(READY, _us(epoch, 0), ready)
     for time, taken in sorted(changes):  # at the same microsecond the fetch ends first
         ready -= taken
-        yield _counter(READY, time, ready)
+        yield make_counter(READY, time, ready)
 
 
 def _step_queue_counters(epoch: Record, received: Sequence[float]) -> Iterator[Event]:
@@ -286,14 +294,14 @@ def _step_queue_counters(epoch: Record, received: Sequence[float]) -> Iterator[E
     # At the same microsecond the launch begins first
     for time, change in sorted(changes, key=lambda one: (one[0], -one[1])):
         queued += change
-        yield _counter(QUEUED, time, queued)
+        yield make_counter(QUEUED, time, queued)
 
 
 def _shm_counters(epoch: Record, received: Sequence[float]) -> Iterator[Event]:
     """Yields the samples of the use of /dev/shm."""
     for time, used in zip(received, epoch.get("steps", {}).get("shm_bytes", []), strict=False):
         if used is not None:
-            yield _counter(USED, _us(epoch, time), _round_number(used, MIB))
+            yield make_counter(USED, _us(epoch, time), _round_number(used, MIB))
 
 
 def _limit_counters(events: Sequence[Event], limit_bytes: int | None) -> list[Event]:
@@ -302,62 +310,17 @@ def _limit_counters(events: Sequence[Event], limit_bytes: int | None) -> list[Ev
     if not times or limit_bytes is None:
         return []
     return [
-        _counter(LIMIT, time, _round_number(limit_bytes, MIB)) for time in (times[0], times[-1])
+        make_counter(LIMIT, time, _round_number(limit_bytes, MIB)) for time in (times[0], times[-1])
     ]
 
 
-def _gap_span(before: Record, after: Record) -> Event:
+def _gapmake_span(before: Record, after: Record) -> Event:
     """Returns a span in place of omitted epochs, after the evaluation of the epoch before them."""
     traced_s = sum(before["metrics"].get(name, 0) for name in ("time/epoch_s", "time/eval_s"))
     first, last = before["epoch"] + 1, after["epoch"] - 1
-    return _span(
+    return make_span(
         TRAINING, f"{NOT_TRACED}epochs {first} to {last}", _us(before, traced_s) + 1, _us(after, 0)
     )
-
-
-def _lane_names(events: Sequence[Event]) -> Iterator[Event]:
-    """Yields the names of all lanes, and their order."""
-    yield {"ph": "M", "pid": TRIAL, "name": "process_name", "args": {"name": "trial"}}
-    threads = sorted({event["tid"] for event in events if "tid" in event})
-    has_ranks = any(thread >= RANK_THREADS for thread in threads)
-    for thread in threads:
-        rank, lane = divmod(thread, RANK_THREADS)
-        worker = lane - FIRST_WORKER
-        loader = f"worker {worker}" if worker >= 0 else "loader, in the training process"
-        name = {TRAINING: "training process", ACCELERATOR: "accelerator"}.get(lane, loader)
-        name = f"rank {rank}: {name}" if has_ranks else name
-        yield {
-            "ph": "M",
-            "pid": TRIAL,
-            "tid": thread,
-            "name": "thread_name",
-            "args": {"name": name},
-        }
-        yield {
-            "ph": "M",
-            "pid": TRIAL,
-            "tid": thread,
-            "name": "thread_sort_index",
-            "args": {"sort_index": thread},
-        }
-
-
-def _span(thread: int, name: str, begin: int, end: int, **args: Any) -> Event:
-    """Returns a span of a thread; `begin` and `end` in microseconds."""
-    return {
-        "ph": "X",
-        "pid": TRIAL,
-        "tid": thread,
-        "name": name,
-        "ts": begin,
-        "dur": end - begin,
-    } | ({"args": args} if args else {})
-
-
-def _counter(counter: tuple[str, str], time: int, value: float) -> Event:
-    """Returns a sample of a counter; `time` in microseconds."""
-    name, series = counter
-    return {"ph": "C", "pid": TRIAL, "name": name, "ts": time, "args": {series: value}}
 
 
 def _us(epoch: Record, time_s: float) -> int:

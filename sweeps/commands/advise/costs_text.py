@@ -83,13 +83,9 @@ def _step_text(step: StepCosts, with_step: bool) -> str:
         return "not given, so only loading is forecast: add --step-s 0.025 or --step module:step"
     threads = f"{step.threads} thread{'s' * (step.threads > 1)}"
     host = f", {format_ms(step.cpu_s)} on {threads} of the host" if step.cpu_s else ""
-    waits = (
-        f"; the loop gets {step.run_ahead} step{'s' * (step.run_ahead > 1)} ahead of it"
-        if step.run_ahead
-        else "; the loop waits for every step"
-        if step.wait_s
-        else ""
-    )
+    waits = "; the loop waits for every step" if step.wait_s else ""
+    if step.run_ahead:
+        waits = f"; the loop gets {step.run_ahead} step{'s' * (step.run_ahead > 1)} ahead of it"
     return f"{format_ms(step.wait_s)} of the accelerator{host}{waits}"
 
 

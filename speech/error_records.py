@@ -1,7 +1,9 @@
-"""Finds the error of a loader worker behind the error that it causes in the training process."""
+"""Records an error for another process, and finds the error of a loader worker behind it."""
 
 import signal
 import time
+import traceback
+from typing import Any
 
 # Time from the end of a worker's sockets to the notice of its death: its memory is freed in between
 WORKER_DEATH_NOTICE_S = 1.0
@@ -21,3 +23,9 @@ def root_cause(error: BaseException) -> BaseException:
     except Exception as cause:
         return cause
     return error
+
+
+def error_record(error: BaseException) -> dict[str, Any]:
+    """Returns an error's `type`, `message` and `traceback` as JSON values."""
+    text = "".join(traceback.format_exception(error))
+    return {"type": type(error).__name__, "message": str(error), "traceback": text}
