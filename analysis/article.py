@@ -39,7 +39,8 @@ from analysis.comparable_groups import comparable
 from analysis.runs import SweepRuns
 from analysis.tables import rebuild_command
 from analysis.text_tables import OUTCOME_LABELS, WIDTH, disturbance_lines, grid, join_texts
-from analysis.tradeoff import SHM, WORKERS, timed_trials
+from analysis.timed_trials import timed_trials
+from analysis.tradeoff import SHM, WORKERS
 
 SWEEP = "article"  # the name of the sweep in sweeps/examples/article.yaml
 BETWEEN = "between"  # the block of more worker counts at the step of block `ratio`

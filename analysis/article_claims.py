@@ -25,7 +25,8 @@ from analysis.article_model import (
 from analysis.number_text import change_text, count_text, decimals, mib
 from analysis.statistics import FEWEST_PAIRS, paired_change
 from analysis.text_tables import OUTCOME_LABELS, join_texts
-from analysis.tradeoff import SHM, TIMED, WORKERS, epoch_seconds, timed_trials
+from analysis.timed_trials import RAN_THROUGH, epoch_seconds, timed_trials
+from analysis.tradeoff import SHM, WORKERS
 from sweeps.names import format_parameter
 
 # blocks of sweeps/examples/article.yaml with a small /dev/shm, slow reads, and an empty page cache
@@ -126,7 +127,7 @@ def small_shm(blocks: Blocks) -> Iterator[str]:
         yield f"Use of /dev/shm by {MANY} workers without an overflow: missing."
         return
     peak = large.loc[
-        (large[WORKERS] == MANY) & large["outcome"].isin(TIMED), "shm_peak_bytes"
+        (large[WORKERS] == MANY) & large["outcome"].isin(RAN_THROUGH), "shm_peak_bytes"
     ].max()
     bound = large.loc[large[WORKERS] == MANY, "forecast_shm_max_bytes"].max()
     yield (

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.number_text import percent
-from analysis.tradeoff import WORKERS, timed_trials
+from analysis.timed_trials import timed_trials
+from analysis.tradeoff import WORKERS
 
 # blocks of sweeps/examples/article.yaml that differ in the step alone
 RATIOS = {"quarter": "r/4", "ratio": "r", "fourfold": "4r"}

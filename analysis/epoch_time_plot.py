@@ -29,7 +29,8 @@ from analysis.panels import (
 from analysis.recommendation import advise_workers
 from analysis.runs import SweepRuns
 from analysis.text_tables import OUTCOME_LABELS
-from analysis.tradeoff import SHM, WORKERS, epoch_times_of, groups, timed_trials
+from analysis.timed_trials import reasons_without_time
+from analysis.tradeoff import SHM, WORKERS, epoch_times_of, groups
 from sweeps.names import format_parameter
 
 LINE_PT, AXES_PT = 9, 170  # height of a line of small print, and minimum height of a panel's axes
@@ -102,11 +103,13 @@ def _draw_crosses(
     incomplete = cells[cells["trials"] > cells["n"]]
     if incomplete.empty:
         return []
-    trials = group.trials[~group.trials.index.isin(timed_trials(group.trials).index)]
-    trials = trials.assign(
+    reasons = reasons_without_time(group.trials)
+    trials = group.trials.loc[reasons.index].assign(
+        outcome=reasons,
         shm_size=[
-            format_parameter(SHM, None if pd.isna(size) else int(size)) for size in trials[SHM]
-        ]
+            format_parameter(SHM, None if pd.isna(size) else int(size))
+            for size in group.trials.loc[reasons.index, SHM]
+        ],
     )
     outcomes = list(trials["outcome"].unique())
     letters = dict(zip(outcomes, ascii_lowercase, strict=False)) if len(outcomes) > 1 else {}

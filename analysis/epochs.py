@@ -20,7 +20,8 @@ from analysis.comparable_groups import Comparable
 from analysis.number_text import MIB, count_text, decimals, mib, or_dash
 from analysis.runs import SweepRuns
 from analysis.text_tables import WIDTH, grid, heading, wrap_columns
-from analysis.tradeoff import SHM, WORKERS, groups, timed_trials
+from analysis.timed_trials import timed_trials
+from analysis.tradeoff import SHM, WORKERS, groups
 from sweeps.names import format_parameter
 
 SPANS = ("start_s", "first_batch_s", "data_wait_s", "step_s", "other_s")

@@ -23,7 +23,8 @@ from analysis.comparable_groups import Comparable
 from analysis.number_text import MIB, count_text, decimals, or_dash, percent
 from analysis.runs import SweepRuns
 from analysis.text_tables import WIDTH, grid, heading, wrap_columns
-from analysis.tradeoff import RAN_THROUGH, SHM, WORKERS, groups, timed_trials
+from analysis.timed_trials import RAN_THROUGH, timed_trials
+from analysis.tradeoff import SHM, WORKERS, groups
 from sweeps.names import format_parameter
 
 # Relative to the smallest time. Epochs this close are equally good, and the fewest workers are

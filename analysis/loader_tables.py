@@ -18,14 +18,8 @@ from analysis.number_text import decimals
 from analysis.runs import SweepRuns
 from analysis.statistics import FEWEST_PAIRS, paired_change
 from analysis.text_tables import WIDTH, disturbance_lines, grid, heading, written_value
-from analysis.tradeoff import (
-    SHM,
-    WORKERS,
-    cell_figures,
-    change_figures,
-    epoch_seconds,
-    timed_trials,
-)
+from analysis.timed_trials import epoch_seconds, timed_trials
+from analysis.tradeoff import SHM, WORKERS, cell_figures, change_figures
 from analysis.tradeoff_table import MEDIAN_NOTE, cell_change_text, spread_notes, time_text
 from sweeps.names import short_names
 

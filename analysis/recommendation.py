@@ -27,7 +27,8 @@ from analysis.number_text import change_text, count_text, decimals, mib, percent
 from analysis.runs import SweepRuns
 from analysis.statistics import FEWEST_PAIRS, WIDE, Interval, paired_change
 from analysis.text_tables import THROTTLED, WIDTH
-from analysis.tradeoff import RAN_THROUGH, SHM, WORKERS, epoch_seconds, groups
+from analysis.timed_trials import RAN_THROUGH, epoch_seconds
+from analysis.tradeoff import SHM, WORKERS, groups
 from sweeps.names import format_parameter
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from analysis.timed_trials import find_timed
 from analysis.trial_rows import (
     attempt_rank,
     disturbance,
@@ -51,6 +52,7 @@ class SweepRuns:
         attempts           int64, runs with this trial id
         disturbed          str: what disturbed this attempt from outside; None if nothing did
         disturbances       int64: settled runs with this trial id that were disturbed
+        timed              bool: its epoch_s counts in the tables; see timed_trials.py
         started            datetime64, UTC
         device, device_name, cpu_name, cores, cpu_quota, threads, precision, channels_last
                            str: the hardware, the kernel's limits on it, and the runtime settings.
@@ -177,13 +179,13 @@ def _trial_frame(name: str, attempts: "Sequence[Run]", plan: set[str]) -> pd.Dat
     ]
     if not rows:
         return pd.DataFrame(
-            [], columns=["sweep", "run_name", "block", "outcome", "evidence", "planned"]
+            [], columns=["sweep", "run_name", "block", "outcome", "evidence", "planned", "timed"]
         )
     frame = pd.DataFrame(rows).sort_values("started", kind="stable", ignore_index=True)
     converted = ["repeat", *(column for column in frame if "." in column)]
     frame = _fill_older(frame)
     frame[converted] = frame[converted].convert_dtypes()
-    return frame
+    return frame.assign(timed=find_timed(frame))
 
 
 def _fill_older(trials: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,8 @@ from analysis.panels import FORECAST, LINES, draw_panels, label_workers_axis, se
 from analysis.runs import SweepRuns
 from analysis.shm_table import fits_of
 from analysis.text_tables import OUTCOME_LABELS, join_texts
-from analysis.tradeoff import SHM, TIMED, WORKERS, groups
+from analysis.timed_trials import RAN_THROUGH
+from analysis.tradeoff import SHM, WORKERS, groups
 from sweeps.names import format_parameter
 
 
@@ -109,7 +110,7 @@ def _peaks_and_bounds(trials: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     bound.
     """
     with_workers = trials[trials[WORKERS] > 0]
-    completed = with_workers[with_workers["outcome"].isin(TIMED)]
+    completed = with_workers[with_workers["outcome"].isin(RAN_THROUGH)]
     peaks, bounds = (
         completed.groupby(WORKERS)["shm_peak_bytes"].max(),
         with_workers.groupby(WORKERS)["forecast_shm_max_bytes"].max(),

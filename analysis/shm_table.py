@@ -14,12 +14,12 @@ from analysis.comparable_groups import Comparable, comparable
 from analysis.number_text import MIB, or_dash
 from analysis.runs import SweepRuns
 from analysis.text_tables import OUTCOME_LABELS, grid, heading, wrap_columns
-from analysis.tradeoff import SHM, TIMED, WORKERS
+from analysis.timed_trials import RAN_THROUGH
+from analysis.tradeoff import SHM, WORKERS
 from sweeps.names import format_parameter
 
-RAN = TIMED  # nothing overflowed
 # verdict -> outcomes that prove it wrong
-CONTRADICTED = {"fits": ("shm_exhausted",), "overflows": RAN}
+CONTRADICTED = {"fits": ("shm_exhausted",), "overflows": RAN_THROUGH}
 CAPTION = (
     "Each cell: the verdict, then the outcomes. Fits from: the most that a trial can use.\n"
     "Peak: the most that a completed or diverged trial used."
@@ -80,7 +80,7 @@ def _cells(group: Comparable) -> Iterator[dict[str, Any]]:
                 "batch_bytes": same_count["batch_bytes"].max(),
                 "max_bytes": same_count["forecast_shm_max_bytes"].max(),
                 "peak_bytes": (
-                    same_count.loc[same_count["outcome"].isin(RAN), "shm_peak_bytes"].max()
+                    same_count.loc[same_count["outcome"].isin(RAN_THROUGH), "shm_peak_bytes"].max()
                 ),
                 "verdict": " or ".join(sorted(trials["forecast_fit"].dropna().unique())),
                 "outcomes": ", ".join(

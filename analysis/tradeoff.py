@@ -17,15 +17,12 @@ from analysis.comparable_groups import CACHED, Comparable, comparable
 from analysis.runs import SweepRuns
 from analysis.statistics import Interval, paired_change, relative_spread
 from analysis.text_tables import outcome_words
+from analysis.timed_trials import epoch_seconds, reasons_without_time, timed_trials
 from sweeps.names import format_parameter
 
 WORKERS, SHM = "loader.num_workers", "loader.shm_size"
-# A trial cut short by an overflow may have completed an epoch or two, which do not count for this
-# table. A trial that diverged counts, since a step takes as long with numbers that are not finite.
-TIMED = ("completed", "diverged")
 # Relative to the least CPU time of a batch. The two speeds of virtual cores are 1.4 apart
 TWO_SPEEDS = 0.25
-RAN_THROUGH = ("completed", "diverged")  # the trial trained its schedule, or until it diverged
 
 
 def epoch_times(runs: SweepRuns) -> pd.DataFrame:
@@ -41,8 +38,8 @@ def epoch_times(runs: SweepRuns) -> pd.DataFrame:
         spread            float, (max_s - min_s) / median_s; NaN for n = 1
         two_speeds        bool: some epochs used over TWO_SPEEDS more CPU time for the same batches
                           than others
-        outcomes          str: how the others ended, '1 of 3 overflowed', and how many diverged,
-                          whose times count
+        outcomes          str: how the others ended, '1 of 3 overflowed', or that they were
+                          disturbed, and how many diverged, whose times count
         change, change_low, change_high   float: relative to 0 workers, -0.25 for a quarter less,
                           with its 95 % interval; NaN below three pairs
         forecast_s        float: of a cell without trials, which was forecast and never measured;
@@ -120,7 +117,7 @@ def cell_figures(trials: pd.DataFrame) -> dict[str, Any]:
     """Returns the figures of the trials of one cell, under the column names of `epoch_times`."""
     with_time = timed_trials(trials)
     times = with_time["epoch_s"]
-    marked = ~trials.index.isin(with_time.index) | (trials["outcome"] == "diverged")
+    diverged = with_time.loc[with_time["outcome"] == "diverged", "outcome"]
     return {
         "trials": len(trials),
         "n": len(times),
@@ -130,7 +127,7 @@ def cell_figures(trials: pd.DataFrame) -> dict[str, Any]:
         "first_batch_s": with_time["first_batch_s"].median(),
         "spread": relative_spread(times),
         "two_speeds": _met_two_speeds(with_time),
-        "outcomes": outcome_words(trials.loc[marked, "outcome"], len(trials)),
+        "outcomes": outcome_words(pd.concat([reasons_without_time(trials), diverged]), len(trials)),
     }
 
 
@@ -171,13 +168,3 @@ def _met_two_speeds(trials: pd.DataFrame) -> bool:
     return bool(
         figures["batch_cpu_max_s"].max() > (1 + TWO_SPEEDS) * figures["batch_cpu_min_s"].min()
     )
-
-
-def timed_trials(trials: pd.DataFrame) -> pd.DataFrame:
-    """Returns the trials that have a time."""
-    return trials[trials["outcome"].isin(TIMED) & trials["epoch_s"].notna()]
-
-
-def epoch_seconds(trials: pd.DataFrame) -> pd.Series:
-    """Returns the epoch seconds by repeat, of the trials that have them."""
-    return timed_trials(trials).set_index("repeat")["epoch_s"]

@@ -46,8 +46,8 @@ class Accelerator(Protocol):
         """Waits until all queued steps have ended."""
 
     def take_busy_intervals(self) -> list[Interval] | None:
-        """Returns the intervals in which steps ran since the last call, in seconds since the loop
-        began the first step. None if the loop executes the steps itself.
+        """Returns the intervals in which steps ran since the last call, on time.perf_counter's
+        clock. None if the loop executes the steps itself.
         """
 
 
@@ -84,7 +84,7 @@ def run_epoch(
     if loader.num_workers:
         steps["shm_bytes"] = passed.shm_bytes
     fetches = log.take(timeline.began)
-    busy = _busy_intervals(accelerator, steps)
+    busy = _busy_intervals(accelerator, steps, timeline.began)
     metrics = (
         timeline.metrics()
         | _loader_metrics(fetches, steps["request_s"])
@@ -144,22 +144,21 @@ def _run_steps(
     return passed
 
 
-def _busy_intervals(accelerator: Accelerator | None, steps: dict[str, list[Any]]) -> list[Interval]:
-    """Returns the accelerator's busy intervals, in seconds since the start of the epoch.
+def _busy_intervals(
+    accelerator: Accelerator | None, steps: dict[str, list[Any]], began: float
+) -> list[Interval]:
+    """Returns the accelerator's busy intervals, in seconds since the epoch began.
 
     They are the loop's own steps if it executes them.
     """
-    received_s = [
-        request_s + wait_s
-        for request_s, wait_s in zip(steps["request_s"], steps["data_wait_s"], strict=True)
-    ]
     busy = accelerator.take_busy_intervals() if accelerator else None
     if busy is None:
+        columns = (steps[name] for name in ("request_s", "data_wait_s", "step_s"))
         return [
-            (begin, begin + step_s)
-            for begin, step_s in zip(received_s, steps["step_s"], strict=True)
+            (request_s + wait_s, request_s + wait_s + step_s)
+            for request_s, wait_s, step_s in zip(*columns, strict=True)
         ]
-    return [(begin + received_s[0], end + received_s[0]) for begin, end in busy]
+    return [(begin - began, end - began) for begin, end in busy]
 
 
 def _columns(intervals: list[Interval]) -> dict[str, list[Any]]:

@@ -8,6 +8,7 @@ the gaps between its kernels. The CUDA lines are complete but have run on no GPU
 """
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -67,6 +68,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self._trained: torch.nn.Module = self.model  # what a training step runs
         self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._first_event = 0.0  # when the first of them was recorded, on time.perf_counter
 
     def join_ranks(self, member: Member) -> None:
         """Averages the gradients with those of the other ranks from now on.
@@ -110,6 +112,8 @@ class Learner:
         Nothing waits for the loss. `mixup` is the weight of a clip against its neighbour in the
         batch; 1 means unmixed. The order of a batch is already random.
         """
+        if not self.events:
+            self._first_event = time.perf_counter()
         begin = self._record_event()
         pictures, labels = self._to_device(batch)
         for group in self.optimizer.param_groups:
@@ -172,16 +176,18 @@ class Learner:
     def take_busy_intervals(self) -> list[Interval] | None:
         """Returns the intervals in which the GPU ran a step since the last call; None on a CPU.
 
-        They are in seconds since the first step began. Call `synchronise` before.
+        They are on time.perf_counter's clock: the GPU is idle when the first of the events is
+        recorded, and reaches it at once. Call `synchronise` before.
         """
         if self.device.type != "cuda":
             return None
         events, self.events = self.events, []
         first = events[0][0]
-        return [
-            (first.elapsed_time(begin) / 1000, first.elapsed_time(end) / 1000)
-            for begin, end in events
-        ]
+
+        def moment(event: torch.cuda.Event) -> float:
+            return self._first_event + first.elapsed_time(event) / 1000
+
+        return [(moment(begin), moment(end)) for begin, end in events]
 
     @torch.inference_mode()
     def predict(

@@ -31,7 +31,6 @@ class SimulatedAccelerator:
         # when those ran whose begin is known
         self._queued: list[float] = []
         self._busy: list[Interval] = []
-        self._first_step_began = 0.0  # when the loop began to queue the first of them
 
     def run_step(self) -> None:
         """Queues one step, then waits until no more than `run_ahead` steps have not ended.
@@ -39,8 +38,6 @@ class SimulatedAccelerator:
         It first uses the CPU for `host_cpu_s`, as launching kernels and copying the batch would.
         """
         until = time.thread_time() + self.config.host_cpu_s
-        if not self._queued:
-            self._first_step_began = time.perf_counter()
         while time.thread_time() < until:
             pass
         self._queued.append(time.perf_counter())
@@ -68,15 +65,12 @@ class SimulatedAccelerator:
             _sleep_until(self._find_interval(len(self._queued) - 1)[1])
 
     def take_busy_intervals(self) -> list[Interval]:
-        """Returns the intervals in which a step ran since the last call.
+        """Returns the intervals in which a step ran since the last call, on time.perf_counter.
 
-        They are in seconds since the loop began to queue the first of them. Call `synchronise`
-        before.
+        Call `synchronise` before.
         """
         self._queued, busy, self._busy = [], self._busy, []
-        return [
-            (begin - self._first_step_began, end - self._first_step_began) for begin, end in busy
-        ]
+        return busy
 
 
 def _sleep_until(moment: float) -> None:

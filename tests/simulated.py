@@ -35,6 +35,7 @@ def simulated_sweep(
                     "planned": True,
                     "disturbed": None,
                     "disturbances": 0,
+                    "timed": True,
                     "forecast_fit": "fits",
                     "loader.num_workers": workers,
                     "epoch_s": median_s * np.exp(of_repeat + rng.normal(0, noise)),

@@ -15,7 +15,8 @@ from analysis.cycles import cycle_accuracies
 from analysis.recommendation import recommendations
 from analysis.report import build_report
 from analysis.tables import body, write_csv
-from analysis.tradeoff import TIMED, epoch_times
+from analysis.timed_trials import RAN_THROUGH
+from analysis.tradeoff import epoch_times
 from sweeps.tracking.mlflow_runs import RunLogger
 from sweeps.trial_states import SETTLED
 from tests.conftest import plant_trial
@@ -47,7 +48,7 @@ def test_each_cell_of_table_1_is_of_its_trials_and_no_others(trials):
         times = [
             trial.summary["epoch_s"]
             for trial in there
-            if trial.outcome in TIMED and "epoch_s" in trial.summary
+            if trial.outcome in RAN_THROUGH and "epoch_s" in trial.summary
         ]
         assert cell.n <= len(times)
         assert cell.trials <= len(there)

@@ -19,9 +19,8 @@ def test_a_step_uses_the_cpu_then_occupies_the_accelerator() -> None:
     cpu, wall = time.thread_time(), time.perf_counter()
     accelerator.run_step()
     assert time.thread_time() - cpu >= 0.02
-    ended_by = time.perf_counter() - wall
     ((begin, end),) = accelerator.take_busy_intervals()
-    assert 0.02 <= begin < end <= ended_by
+    assert wall + 0.02 <= begin < end <= time.perf_counter()
     assert end - begin == pytest.approx(STEP_S)
 
 
@@ -53,11 +52,10 @@ def test_queued_steps_follow_each_other_without_a_pause() -> None:
 
 def test_an_accelerator_with_nothing_queued_is_idle_until_the_next_step() -> None:
     accelerator = make(step_s=STEP_S, run_ahead=3)
-    began = time.perf_counter()
     accelerator.run_step()
     time.sleep(3 * STEP_S)
     accelerator.run_step()
-    returned = time.perf_counter() - began
+    returned = time.perf_counter()
     accelerator.synchronise()
     (first, end), (begin, _) = accelerator.take_busy_intervals()
     assert end - first == pytest.approx(STEP_S)

@@ -10,7 +10,8 @@ from analysis.forecasts import NEAR, interval_score
 from analysis.shm_table import CONTRADICTED
 from analysis.statistics import relative_spread
 from analysis.text_tables import outcome_words
-from analysis.tradeoff import WORKERS, epoch_seconds, timed_trials
+from analysis.timed_trials import epoch_seconds, reasons_without_time, timed_trials
+from analysis.tradeoff import WORKERS
 from sweeps.config.plan import TrialSpec
 from sweeps.forecast.forecast import Forecast
 from sweeps.forecast.shm_fit import ShmRequirement
@@ -86,9 +87,7 @@ def _judge_cell(block: str, workers: int, trials: pd.DataFrame) -> dict[str, Any
             abs(cell["forecast_first_batch_s"] - fill_s) <= max(FILL_ERROR * fill_s, FILL_S)
         ),
         "verdict": " or ".join(sorted(trials["forecast_fit"].dropna().unique())),
-        "outcomes": outcome_words(
-            trials.loc[~trials.index.isin(with_time.index), "outcome"], len(trials)
-        ),
+        "outcomes": outcome_words(reasons_without_time(trials), len(trials)),
         "shm_wrong": any(
             trial.outcome in CONTRADICTED.get(trial.forecast_fit, ())
             for trial in trials.itertuples()

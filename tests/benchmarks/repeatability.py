@@ -28,7 +28,8 @@ from analysis.recommendation import WorkerAdvice, advise_workers, sentences
 from analysis.runs import SweepRuns, sweep_runs
 from analysis.statistics import FEWEST_PAIRS, mean_interval, paired_change
 from analysis.text_tables import WIDTH
-from analysis.tradeoff import WORKERS, epoch_seconds, epoch_times, groups
+from analysis.timed_trials import epoch_seconds
+from analysis.tradeoff import WORKERS, epoch_times, groups
 from sweeps.config.yaml_source import read
 from tests.benchmarks.report import Bar, at_most, print_report
 
