@@ -19,7 +19,7 @@ class Loader(Group):
     shm_size: Size | None = Field(
         None,
         ge=1 << 16,
-        description="size of the trial's /dev/shm, such as 64M; absent: the node's own /dev/shm",
+        description="size of the trial's /dev/shm, such as 64M; absent: as large as the node's own",
     )
     batch_size: int = Field(32, ge=1, le=65536, description="clips in a batch")
     prefetch_factor: int = Field(
