@@ -8,6 +8,7 @@ that shares its cores with others on purpose, all warm epochs are timed.
 
 import math
 import statistics
+from collections.abc import Sequence
 
 from speech import snapshots
 from speech.account import Account
@@ -33,6 +34,8 @@ MEDIANS = {
     "read_bytes": "io/read_bytes",
     "throttled_s": "cpu/throttled_s",
     "throttled_fraction": "cpu/throttled_fraction",
+    "gpu_utilisation": "gpu/utilisation",
+    "gpu_memory_bytes": "gpu/memory_bytes",
 }
 
 
@@ -49,7 +52,7 @@ def end_record(
     missing_cycles = (
         [cycle for cycle in cycles if cycle >= len(finite) or not finite[cycle]] if learns else []
     )
-    summary = _epoch_figures(progress.epochs, trial)
+    summary = epoch_figures(progress.epochs, trial.warmup_epochs, usable_cores(), trial.alone)
     if ensemble:
         summary |= _accuracies(ensemble, missing_cycles, account)
     if missing_cycles:
@@ -89,13 +92,16 @@ def _describe_divergence(
     return f"{cause}{shortened}{members}; {MEND}"
 
 
-def _epoch_figures(epochs: list[dict[str, float]], trial: Trial) -> dict[str, float]:
+def epoch_figures(
+    epochs: Sequence[dict[str, float]], warmup_epochs: int, cores: float, alone: bool
+) -> dict[str, float]:
     """Returns the figures of the summary that follow from the epochs' metrics.
 
-    They are medians over the timed epochs, and the peak of /dev/shm over all epochs.
+    They are medians over the timed epochs, and the peak of /dev/shm over all epochs. `cores` is the
+    CPU time that the trial had, in cores; `alone` means that it does not share them on purpose.
     """
-    warm, cores = epochs[trial.warmup_epochs :], usable_cores()
-    timed = [epoch for epoch in warm if not (trial.alone and is_disturbed(epoch, cores))]
+    warm = epochs[warmup_epochs:]
+    timed = [epoch for epoch in warm if not (alone and is_disturbed(epoch, cores))]
     figures = {"train_s": sum(epoch["time/epoch_s"] for epoch in epochs)}
     for name, metric in MEDIANS.items():
         values = [epoch[metric] for epoch in timed or warm if metric in epoch]

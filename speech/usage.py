@@ -121,7 +121,7 @@ def external_limit(cores: float) -> float:
 
 
 def is_disturbed(metrics: Mapping[str, float], cores: float) -> bool:
-    """Returns whether something outside a trial disturbed an epoch with these `usage_metrics`.
+    """Returns whether something outside a trial disturbed an epoch with these metrics.
 
     The decision never depends on the epoch's duration: without its slow epochs, every trial would
     look better than it is.
@@ -129,6 +129,7 @@ def is_disturbed(metrics: Mapping[str, float], cores: float) -> bool:
     return (
         metrics.get("cpu/external_fraction", 0.0) > external_limit(cores)
         or metrics.get("pressure/memory_fraction", 0.0) > MEMORY_LIMIT
+        or metrics.get("gpu/external_fraction", 0.0) > EXTERNAL_LIMIT
     )
 
 

@@ -88,6 +88,21 @@ SERIES: dict[str, tuple[str, str]] = {
         "B",
         "bytes that the trial read from storage rather than from the page cache",
     ),
+    "gpu/utilisation": (
+        "1",
+        (
+            "share of the time in which a kernel of any process ran, by NVML, validation included;"
+            " mean over the trial's GPUs"
+        ),
+    ),
+    "gpu/memory_bytes": ("B", "most bytes that the trial held on its GPUs, by NVML"),
+    "gpu/external_fraction": (
+        "1",
+        (
+            "share of the time, validation included, that a GPU of the trial computed for other"
+            " processes, by NVML; of several GPUs the largest"
+        ),
+    ),
     "rate/clips_per_s": ("1/s", "training clips per second of the epoch"),
     "shm/peak_bytes": ("B", "most bytes in use on the trial's /dev/shm during the epoch"),
     "loss/training": ("nat", "mean training loss of the epoch"),
@@ -142,6 +157,8 @@ SUMMARY: dict[str, tuple[str, str]] = {
         "1",
         "median of cpu/throttled_fraction over the timed epochs; absent without a CPU quota",
     ),
+    "gpu_utilisation": ("1", "median of gpu/utilisation over the timed epochs"),
+    "gpu_memory_bytes": ("B", "median of gpu/memory_bytes over the timed epochs"),
     "read_bytes": ("B", "median of io/read_bytes over the timed epochs"),
     "wait_fraction": (
         "1",

@@ -12,7 +12,8 @@ import pynvml
 import pytest
 import torch
 
-from sweeps.host.hygiene import BUSY_LIMIT, PRESSURE_LIMIT, SAMPLE_S, is_visible, wait_until_idle
+from sweeps.host.gpus import is_visible
+from sweeps.host.hygiene import BUSY_LIMIT, PRESSURE_LIMIT, SAMPLE_S, wait_until_idle
 from sweeps.sandbox.pid1 import INIT_NAME, TRIAL_NAME
 
 pytestmark = pytest.mark.quiet

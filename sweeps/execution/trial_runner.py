@@ -7,6 +7,7 @@ stops nothing. When the tree has ended, the outcome is determined from the evide
 closed with its summary and its files.
 """
 
+import contextlib
 import json
 import platform
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from speech.config import Trial
+from speech.end_record import epoch_figures
 from sweeps.config.config import LEARNING_METRICS
 from sweeps.config.plan import TrialSpec
 from sweeps.execution.forecast_checks import (
@@ -34,6 +36,7 @@ from sweeps.execution.trial_artifacts import (
 from sweeps.execution.trial_result import EpochEnd, TrialResult
 from sweeps.forecast.corrections import Corrections
 from sweeps.host.disturbance import disturbance
+from sweeps.host.gpus import GpuSampler, visible_gpus
 from sweeps.host.hygiene import wait_until_idle
 from sweeps.names import format_parameter
 from sweeps.sandbox.hang import simulated_wait_s
@@ -140,7 +143,7 @@ class _Attempt:
             read_log(self.folder),
             self.launch.is_sure_to_fit(self.plan),
         )
-        summary = _build_summary(records)
+        summary = self._build_summary(records)
         if at_speed := forecast_at_speed(self.spec.config, self.plan, summary):
             summary["forecast_at_speed_s"] = at_speed.epoch_s
         tags = self._build_tags(records, summary)
@@ -205,8 +208,17 @@ class _Attempt:
         """
         records = TrialRecords()
         stderr_file = self.folder / "stderr.log"
-        with (self.folder / "records.jsonl").open("a") as journal:
+        sampler: GpuSampler | None = None
+        with (
+            contextlib.ExitStack() as sampling,
+            (self.folder / "records.jsonl").open("a") as journal,
+        ):
             for record in fork_server.run(self._task(), stderr_file, self.spec.trial_timeout_s):
+                if record["kind"] == "setup" and record["device"] == "cuda":
+                    sampler = sampling.enter_context(GpuSampler(visible_gpus()))
+                elif record["kind"] == "epoch" and sampler and "replayed" not in record:
+                    metrics, record["gpus"] = sampler.take()
+                    record["metrics"] |= metrics
                 journal.write(json.dumps(record) + "\n")
                 journal.flush()
                 match record["kind"]:
@@ -265,6 +277,27 @@ class _Attempt:
             simulated_wait_s(spec.config),
         )
 
+    def _build_summary(self, records: TrialRecords) -> dict[str, float]:
+        """Returns the summary of the attempt, with the highest peak of /dev/shm.
+
+        The attempt that this one continues may have had a higher peak. What others did on a GPU is
+        known only outside the trial, so the timed epochs are chosen anew with it.
+        """
+        summary = dict(records.summary or {})
+        metrics = [epoch["metrics"] for epoch in records.epochs]
+        if summary and any("gpu/utilisation" in epoch for epoch in metrics):
+            summary |= epoch_figures(
+                metrics,
+                self.spec.warmup_epochs,
+                float(records.setup.get("cores", 1)),
+                self.launch.exclusive,
+            )
+        if records.ending.get("shm_peak_bytes") is not None:
+            summary["shm_peak_bytes"] = max(
+                records.ending["shm_peak_bytes"], summary.get("shm_peak_bytes", 0)
+            )
+        return summary
+
     def _build_tags(self, records: TrialRecords, summary: dict[str, float]) -> dict[str, Any]:
         """Returns the tags of the trial's run that are known when the trial has ended."""
         tags = {name: records.setup.get(name) for name in SETUP_TAGS} | {
@@ -315,16 +348,3 @@ def _training_end(records: TrialRecords) -> TrainingEnd | None:
     if records.summary is None:
         return None
     return TrainingEnd(records.diverged, "ensemble_accuracy" in records.summary)
-
-
-def _build_summary(records: TrialRecords) -> dict[str, float]:
-    """Returns the summary of an attempt, with the highest peak of /dev/shm.
-
-    The attempt that this one continues may have had a higher peak.
-    """
-    summary = dict(records.summary or {})
-    if records.ending.get("shm_peak_bytes") is not None:
-        summary["shm_peak_bytes"] = max(
-            records.ending["shm_peak_bytes"], summary.get("shm_peak_bytes", 0)
-        )
-    return summary

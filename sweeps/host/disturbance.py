@@ -9,7 +9,7 @@ better than it is. A trial disturbed twice stays flagged, and tables report the 
 from collections.abc import Iterable
 from typing import Any
 
-from speech.usage import MEMORY_LIMIT, external_limit, is_disturbed
+from speech.usage import EXTERNAL_LIMIT, MEMORY_LIMIT, external_limit, is_disturbed
 from sweeps.metrics import METRICS
 
 
@@ -38,6 +38,9 @@ def disturbance(
     waits = [epoch.get("pressure/memory_fraction", 0.0) for epoch in warm]
     if waits and max(waits) > MEMORY_LIMIT:
         causes.append(f"tasks of the node waited for memory {100 * max(waits):.0f} % of an epoch")
+    shares = [epoch.get("gpu/external_fraction", 0.0) for epoch in warm]
+    if shares and max(shares) > EXTERNAL_LIMIT:
+        causes.append(f"other processes computed on its GPU {100 * max(shares):.0f} % of an epoch")
     return ", ".join(causes) or None
 
 

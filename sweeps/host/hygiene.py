@@ -11,8 +11,6 @@ that a machine does not provide is absent.
     python -c "from sweeps.host.hygiene import wait_until_idle; print(wait_until_idle())"
 """
 
-import functools
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import pynvml
 
 from speech.usage import read_core_times, read_pressure_s, read_quota_usage, used_fraction
+from sweeps.host.gpus import process_bytes, visible_gpus
 from sweeps.sandbox.pid1 import INIT_NAME, TRIAL_NAME
 
 Measurements = dict[str, Any]
@@ -144,49 +143,14 @@ def _measure_gpus() -> Measurements:
 
     The memory in use would mislead, because the driver always holds some, and so does a desktop.
     """
-    if not _has_nvml():
-        return {}
+    measurements: Measurements = {}
     try:
-        measurements: Measurements = {}
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
-            if not is_visible(
-                index, pynvml.nvmlDeviceGetUUID(gpu), os.environ.get("CUDA_VISIBLE_DEVICES")
-            ):
-                continue
-            used_bytes = [
-                process.usedGpuMemory
-                for process in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)
-            ]
+        for gpu in visible_gpus():
+            used_bytes = process_bytes(gpu).values()
             measurements["gpu_processes"] = measurements.get("gpu_processes", 0) + len(used_bytes)
-            if None not in used_bytes:  # some drivers do not report it
-                measurements[f"gpu_{index}_process_bytes"] = sum(used_bytes)
-        return measurements
+            known_bytes = [size for size in used_bytes if size is not None]
+            if len(known_bytes) == len(used_bytes):  # some drivers do not report it
+                measurements[f"gpu_{gpu.index}_process_bytes"] = sum(known_bytes)
     except pynvml.NVMLError:
         return {}  # the driver has no data, as for a slice of a GPU
-
-
-@functools.cache
-def _has_nvml() -> bool:
-    """Initialises NVML and returns whether it is available.
-
-    The result is cached, because on a node with many GPUs the initialisation takes a while.
-    """
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return False
-    return True
-
-
-def is_visible(index: int, uuid: str, visible_devices: str | None) -> bool:
-    """Returns whether `visible_devices`, the value of CUDA_VISIBLE_DEVICES, includes a GPU.
-
-    The value names a GPU by its number or by the beginning of its UUID. None includes all GPUs.
-    """
-    names = [] if visible_devices is None else [name.strip() for name in visible_devices.split(",")]
-    return (
-        visible_devices is None
-        or str(index) in names
-        or any(name.startswith("GPU-") and uuid.startswith(name) for name in names)
-    )
+    return measurements
