@@ -45,10 +45,11 @@ def choose_device(device: Device) -> str:
 def device_name(device: str, device_config: Device) -> str:
     """Returns the device's name for records.
 
-    It is the name of the GPU or the CPU, or a description of the simulated accelerator.
+    It is the name of the CPU, of the GPU (on several ranks that of rank 0's), or a description of
+    the simulated accelerator.
     """
     if device == "cuda":
-        return torch.cuda.get_device_name()
+        return torch.cuda.get_device_name(0)
     if device == "simulated":
         return (
             f"simulated accelerator: {device_config.step_s * 1000:g} ms a step,"

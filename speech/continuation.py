@@ -84,20 +84,22 @@ class Continuation:
         self.identity = _identity(trial, corpus, device)
         self.digests: dict[str, str | None] = {}  # by file name, of the progress's files
 
-    def restore(self) -> Progress:
+    def restore(self, rank: int = 0) -> Progress:
         """Restores the learner and torch's random state to the last saved cycle end.
 
-        Without a usable saved state both remain unchanged. Returns the restored progress.
+        Without a usable saved state both remain unchanged. Returns the restored progress. All ranks
+        of a trial read the same state and judge it alike; rank 0 alone removes one with a defect.
         """
         file = self.folder / PROGRESS
-        if not file.exists():
-            return Progress()
         try:
             saved = json.loads(file.read_text("utf-8"))
+        except FileNotFoundError:
+            return Progress()
         except ValueError:
             saved = None
         if defect := self._find_defect(saved):
-            file.unlink()  # before any file that it names is rewritten
+            if rank == 0:
+                file.unlink()  # before any file that it names is rewritten
             return Progress(started_over=defect)
         self.digests = saved["files"]
         progress = Progress(saved["records"])

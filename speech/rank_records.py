@@ -1,7 +1,9 @@
 """Combines what the ranks of a trial have measured of an epoch into the record of the trial.
 
-The ranks wait for each other in every step, so the slowest one decides how long an epoch takes.
-Times are therefore those of the slowest rank, and so is the CPU time of a batch. What the machine
+The ranks wait for each other in every step, so the slowest one decides how long an epoch takes, and
+all end it together. The times are those of the rank that waited longest for its batches: the others
+have spent that time waiting for it, within their steps. The CPU time of a batch is that of the rank
+whose batches took longest. What the machine
 did is the sum over the ranks, or what rank 0 has seen of it: the other ranks and their workers are
 its descendants. The raw steps of every rank are kept.
 """
@@ -28,11 +30,12 @@ def combine_ranks(results: Sequence[EpochResult]) -> EpochResult:
     """Returns the epoch of all ranks as `run_epoch` returns that of one; `results` is by rank.
 
     The raw record is that of rank 0. It gains `ranks`: of every further rank its number, the start
-    of its epoch after rank 0's, its metrics and its raw record. `first_not_finite` may be another
-    rank's, whose number is then `not_finite_rank`.
+    of its epoch after rank 0's, its metrics and its raw record. `first_not_finite` is the first of
+    all ranks, since averaged gradients make the next step of every rank not finite too. If the rank
+    is not 0, its number is `not_finite_rank`.
     """
     metrics_by_rank = [metrics for metrics, _, _ in results]
-    slowest = max(metrics_by_rank, key=lambda metrics: metrics["time/epoch_s"])
+    slowest = max(metrics_by_rank, key=_wait_s)
     combined = {name: value for name, value in slowest.items() if name not in OF_RANK_0}
     own = metrics_by_rank[0]
     combined |= {name: own[name] for name in OF_RANK_0 if name in own}
@@ -54,15 +57,30 @@ def combine_ranks(results: Sequence[EpochResult]) -> EpochResult:
         )
     _, raw, began = results[0]
     others = [
-        {"rank": rank, "began_s": round(other_began - began, 6), "metrics": metrics} | other_raw
+        {
+            "rank": rank,
+            "began_s": round(other_began - began, 6),
+            "metrics": {name: metrics[name] for name in metrics if name not in OF_RANK_0},
+            **other_raw,
+        }
         for rank, (metrics, other_raw, other_began) in enumerate(results[1:], 1)
     ]
     raw = raw | {"ranks": others}
-    for other in others:
-        if "first_not_finite" in other and "first_not_finite" not in raw:
-            raw["first_not_finite"] = other["first_not_finite"]
-            raw["not_finite_rank"] = other["rank"]
+    not_finite = [
+        (other_raw["first_not_finite"], rank)
+        for rank, (_, other_raw, _) in enumerate(results)
+        if "first_not_finite" in other_raw
+    ]
+    if not_finite:
+        raw["first_not_finite"], rank = min(not_finite)
+        if rank:
+            raw["not_finite_rank"] = rank
     return combined, raw, began
+
+
+def _wait_s(metrics: dict[str, float]) -> float:
+    """Returns the seconds that a rank waited for its batches."""
+    return metrics["time/first_batch_s"] + metrics["time/data_wait_s"]
 
 
 def _worker_cpu_s(metrics_by_rank: Sequence[dict[str, float]]) -> float:

@@ -17,8 +17,9 @@ import os
 import select
 import signal
 import threading
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,15 +40,26 @@ class Member:
     count: int  # of all ranks
     peers: list[Connection]  # one to each other rank
     meeting_file: Path  # where torch.distributed lets the ranks find each other
+    _received: defaultdict[int, deque[float]] = field(default_factory=lambda: defaultdict(deque))
 
     def send_moment(self, moment_s: float) -> None:
-        """Sends a moment of time.perf_counter, which all processes share, to every other rank."""
+        """Sends a moment of time.perf_counter, which all processes share, to every other rank.
+
+        It first reads what they have sent: two ranks whose messages nobody reads would fill the
+        buffers between them, and wait for each other for ever.
+        """
+        for number, peer in enumerate(self.peers):
+            while peer.poll():
+                self._received[number].append(peer.recv())
         for peer in self.peers:
             peer.send(moment_s)
 
     def receive_moments(self) -> list[float]:
         """Receives the next moment of every other rank; waits for those not yet sent."""
-        return [peer.recv() for peer in self.peers]
+        return [
+            self._received[number].popleft() if self._received[number] else peer.recv()
+            for number, peer in enumerate(self.peers)
+        ]
 
 
 def single_rank() -> Member:

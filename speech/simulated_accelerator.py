@@ -59,6 +59,10 @@ class SimulatedAccelerator:
         now = time.perf_counter()
         return sum(self._find_interval(step)[1] > now for step in range(len(self._queued)))
 
+    def last_step_s(self) -> float:
+        """Returns the seconds that the accelerator works on a step."""
+        return self.config.step_s
+
     def synchronise(self) -> None:
         """Waits until all queued steps have ended."""
         if self._queued:

@@ -179,7 +179,7 @@ class _Training:
         continuation = None
         if trial.continues:
             continuation = Continuation(trial, corpus, self.device, learner)
-            self.progress = continuation.restore()
+            self.progress = continuation.restore(member.rank)
         if member.count > 1:
             learner.join_ranks(member)
         return _Learning(learner, validation, continuation)

@@ -246,9 +246,19 @@ def test_where_the_clips_lie_does_not_matter(config, interrupted, tones, tmp_pat
     }
 
 
-def taken_up(trial: Trial) -> Progress:
+def test_rank_0_alone_removes_a_state_with_a_defect(config, interrupted, tmp_path) -> None:
+    folder = shutil.copytree(interrupted[0], tmp_path / "copy")
+    flip(folder / "learned-2.pt")
+    trial = trial_of(config, folder)
+    found = [taken_up(trial, rank).origin() for rank in (1, 1, 0)]
+    assert found[0]["started_over"].startswith("learned-2.pt ")
+    assert found[0] == found[1] == found[2]
+    assert taken_up(trial, 1).origin() == {}, "rank 0 has removed it"
+
+
+def taken_up(trial: Trial, rank: int = 0) -> Progress:
     corpus = corpora.prepare_corpus(trial.config.corpus)
-    return Continuation(trial, corpus, "cpu", make_learner(trial, corpus, "cpu")).restore()
+    return Continuation(trial, corpus, "cpu", make_learner(trial, corpus, "cpu")).restore(rank)
 
 
 @pytest.mark.slow

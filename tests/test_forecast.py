@@ -219,6 +219,11 @@ def test_a_trials_batches_and_its_room_in_dev_shm_are_its_own(tone_trial) -> Non
     assert forecast_trial(
         fresh, planted(), 13, ShmRequirement(MIB, 0, 0, MIB, MIB)
     ).start_s == pytest.approx(2 * 0.01)
+    # Four ranks fork their workers at once, on two cores
+    four = fresh.model_copy(update={"device": fresh.device.model_copy(update={"ranks": 4})})
+    assert forecast_trial(
+        four, planted(), 13, ShmRequirement(MIB, 0, 0, MIB, MIB)
+    ).start_s == pytest.approx(2 * 2 * 0.01)
 
 
 def test_the_metrics_of_a_forecast_have_a_unit_and_a_meaning() -> None:

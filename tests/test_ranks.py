@@ -1,6 +1,7 @@
 """Tests trials on several ranks, in real process trees."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +16,9 @@ import pytest
 
 from speech.config import Trial
 from speech.rank_records import combine_ranks
+from speech.ranks import Member
+from speech.simulated_accelerator import SimulatedAccelerator
+from speech.training_config import Device
 from sweeps.sandbox.isolation import ForkServer, Task
 from sweeps.sandbox.outcome import TrainingEnd, classify
 from sweeps.trial_states import Outcome
@@ -175,6 +179,8 @@ def test_times_are_those_of_the_slowest_rank_and_work_is_the_sum() -> None:
     def result(epoch_s: float, main_s: float, worker_s: float, began: float):
         metrics = {
             "time/epoch_s": epoch_s,
+            "time/first_batch_s": 0.1,
+            "time/data_wait_s": epoch_s / 2,
             "rate/clips_per_s": 100 / epoch_s,
             "cpu/main_s": main_s,
             "cpu/worker_s": worker_s,
@@ -198,6 +204,71 @@ def test_times_are_those_of_the_slowest_rank_and_work_is_the_sum() -> None:
     assert metrics["io/read_bytes"] == 20.0
     assert metrics["cpu/batch_s"] == pytest.approx(0.1 / 2.0), "of the rank that prepares slowly"
     assert (began, raw["ranks"][0]["rank"], raw["ranks"][0]["began_s"]) == (10.0, 1, 0.25)
+
+
+def planted_epochs(waits_s: list[float], not_finite: list[int | None]) -> list:
+    """Returns the results of as many ranks, which end the epoch within a millisecond."""
+    return [
+        (
+            {
+                "time/epoch_s": 2.0 + 0.001 * (rank == 0),
+                "time/first_batch_s": 0.0,
+                "time/data_wait_s": wait_s,
+                "time/step_s": 2.0 - wait_s,
+                "rate/clips_per_s": 50.0,
+                "cpu/external_fraction": 0.5 * rank,
+            },
+            {"steps": {}} | ({} if first is None else {"first_not_finite": first}),
+            10.0,
+        )
+        for rank, (wait_s, first) in enumerate(zip(waits_s, not_finite, strict=True))
+    ]
+
+
+def test_the_times_are_those_of_the_rank_that_held_the_others_up() -> None:
+    metrics, raw, _ = combine_ranks(planted_epochs([0.05, 1.5, 0.1], [None] * 3))
+    assert (metrics["time/data_wait_s"], metrics["time/step_s"]) == (1.5, 0.5)
+    assert metrics["cpu/external_fraction"] == 0, "rank 0 alone sees which processes are others"
+    assert not [other for other in raw["ranks"] if "cpu/external_fraction" in other["metrics"]]
+
+
+@pytest.mark.parametrize(
+    ("not_finite", "first", "rank"),
+    [
+        # A bad clip in rank 1: averaged gradients make the next step of the others not finite
+        ([2, 1, 2], 1, 1),
+        ([1, 2, 2], 1, None),
+        ([3, 3, 3], 3, None),
+        ([None, None, 4], 4, 2),
+        ([None] * 3, None, None),
+    ],
+)
+def test_the_first_loss_that_is_not_finite_is_that_of_its_rank(not_finite, first, rank) -> None:
+    _, raw, _ = combine_ranks(planted_epochs([0.1] * 3, not_finite))
+    assert (raw.get("first_not_finite"), raw.get("not_finite_rank")) == (first, rank)
+
+
+def test_ranks_that_run_far_ahead_do_not_wait_for_each_other_for_ever() -> None:
+    """Queues more steps than the buffer between two processes holds messages."""
+    ends = multiprocessing.Pipe()
+    device = Device(prefer=["simulated"], step_s=0.0001, run_ahead=1024, ranks=2)
+
+    def run(rank: int) -> None:
+        member = Member(rank, 2, [ends[rank]], Path())
+        accelerator = SimulatedAccelerator(device, member)
+        for _ in range(1000):
+            accelerator.run_step()
+        accelerator.synchronise()
+        assert len(accelerator.take_busy_intervals()) == 1000
+
+    other = multiprocessing.get_context("fork").Process(target=run, args=(1,))
+    other.start()
+    own = multiprocessing.get_context("fork").Process(target=run, args=(0,))
+    own.start()
+    for process in (own, other):
+        process.join(20)
+        code, _ = process.exitcode, process.kill()
+        assert code == 0
 
 
 def test_a_rank_that_overflowed_by_a_bus_error_is_recognised() -> None:

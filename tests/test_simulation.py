@@ -209,6 +209,14 @@ def test_processes_that_slow_each_other_down_do_so_only_while_both_compute():
     assert spans(took) == pytest.approx((0, 2, 1, 2.5, 0))
 
 
+def test_ranks_without_workers_slow_each_others_reads_as_workers_do():
+    slower = ((1, 1.0), (2, 3.0))
+    alone = Epoch(2, 0, 2, cores=2, inline_s=1, read_s=1, step_wait_s=1, read_slower=slower)
+    assert spans(simulate(alone)) == pytest.approx((0, 2, 2, 2, 0))
+    together = replace(alone, ranks=2)
+    assert spans(simulate(together)) == pytest.approx((0, 4, 4, 2, 0))
+
+
 def test_a_step_of_several_threads_and_the_workers_slow_each_other_down_as_measured():
     # batch 0 at 2. Then three compute on two cores at 2/3; the step is twice slower still: 1 / (2/3
     # / 2) = 3, until 5. The worker, at 2/3 / 1.5, has 4/3 of its 2 by then and is alone for the

@@ -366,3 +366,17 @@ def test_every_rank_has_lanes_of_its_own():
         )
     assert counter(found, "rank 1: batches")
     assert len(counter(found, "/dev/shm in use")) == 3
+
+
+def test_ranks_share_the_steps_that_a_trace_may_show(monkeypatch) -> None:
+    monkeypatch.setattr(traces, "MAX_STEPS", 40)
+    records = bursts.records(epochs=4, workers=2, steps=30)
+    columns = ("metrics", "steps", "busy", "fetches")
+    for record in records:
+        if record["kind"] == "epoch":
+            other = {"rank": 1, "began_s": 0.0} | {name: record[name] for name in columns}
+            record["ranks"] = [other]
+    found = build_trace(records)
+    for rank in (0, 1):
+        names = [name for name, _, _ in spans(found, f"rank {rank}: training process")]
+        assert names.count("step") == 20, "ten of each of two epochs"

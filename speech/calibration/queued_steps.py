@@ -40,6 +40,9 @@ class QueuedSteps(Protocol):
     def unfinished_steps(self) -> int:
         """Returns how many queued steps have not ended."""
 
+    def last_step_s(self) -> float:
+        """Returns the seconds that the accelerator worked on the last step, which has ended."""
+
 
 class CudaSteps:
     """Runs any training step on CUDA, and watches which of its calls have ended there."""
@@ -48,13 +51,15 @@ class CudaSteps:
         """Watches `step`, which queues its work on the current stream."""
         self._step = step
         self._ends: list[torch.cuda.Event] = []
+        self._begin = self._end = torch.cuda.Event(enable_timing=True)  # of the last step
 
     def run_step(self) -> None:
         """Queues one step."""
+        self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._begin.record()
         self._step()
-        end = torch.cuda.Event()
-        end.record()
-        self._ends.append(end)
+        self._end.record()
+        self._ends.append(self._end)
 
     def synchronise(self) -> None:
         """Waits until all queued steps have ended."""
@@ -65,13 +70,21 @@ class CudaSteps:
         """Returns how many queued steps have not ended."""
         return sum(not end.query() for end in self._ends)
 
+    def last_step_s(self) -> float:
+        """Returns the seconds from the begin of the last step's first kernel to its last one's end.
+
+        In a step that reads its result this includes the pauses in which the GPU waits for the
+        host, and not the time for which the host waits for the GPU, spinning on a core.
+        """
+        return self._begin.elapsed_time(self._end) / 1000
+
 
 class _Part(NamedTuple):
     """Holds the figures of one part of the measurement; seconds are those of one step."""
 
     call_s: float  # until the call returns, on an idle accelerator
-    call_cpu_s: float  # CPU seconds of this process in the call
     whole_s: float  # until the step has ended, on an idle accelerator
+    busy_s: float  # for which the accelerator worked on it
     row_s: float  # in a row of steps
     ahead: float  # steps that had not ended when a call of the row returned
 
@@ -89,11 +102,9 @@ def measure_queued_step(steps: QueuedSteps) -> StepCosts:
     spread = (max(rows_s) - min(rows_s)) / 2 / part.row_s
     run_ahead = round(part.ahead)
     if not run_ahead:
-        return StepCosts(
-            cpu_s=min(part.call_cpu_s, part.whole_s),
-            wait_s=max(part.whole_s - part.call_cpu_s, 0.0),
-            spread=spread,
-        )
+        # Not by this process's CPU time: a loop that waits for a GPU spins on its core
+        wait_s = min(part.busy_s, part.whole_s)
+        return StepCosts(cpu_s=part.whole_s - wait_s, wait_s=wait_s, spread=spread)
     # The sum of both if the accelerator begins when the call returns, the longer one if it begins
     # with the call
     launch_s, step_s = part.call_s, part.row_s
@@ -109,16 +120,15 @@ def measure_queued_step(steps: QueuedSteps) -> StepCosts:
 
 def _measure_part(steps: QueuedSteps) -> _Part:
     """Measures some steps on an idle accelerator, and a row of them."""
-    calls_s, calls_cpu_s, wholes_s = list[float](), list[float](), list[float]()
+    calls_s, wholes_s, busy_s = list[float](), list[float](), list[float]()
     for _ in range(ALONE):
         steps.synchronise()
-        # The backward pass launches its kernels in a thread of its own
-        began, cpu_began = time.perf_counter(), time.process_time()
+        began = time.perf_counter()
         steps.run_step()
         calls_s.append(time.perf_counter() - began)
-        calls_cpu_s.append(time.process_time() - cpu_began)
         steps.synchronise()
         wholes_s.append(time.perf_counter() - began)
+        busy_s.append(steps.last_step_s())
     ahead = []
     began = time.perf_counter()
     for _ in range(ROW):
@@ -128,8 +138,8 @@ def _measure_part(steps: QueuedSteps) -> _Part:
     row_s = (time.perf_counter() - began) / ROW
     return _Part(
         call_s=statistics.median(calls_s),
-        call_cpu_s=statistics.median(calls_cpu_s),
         whole_s=statistics.median(wholes_s),
+        busy_s=statistics.median(busy_s),
         row_s=row_s,
         ahead=statistics.median(ahead[ROW // 2 :]),
     )
@@ -138,12 +148,15 @@ def _measure_part(steps: QueuedSteps) -> _Part:
 def measure_pinning(batch: list[torch.Tensor]) -> float:
     """Measures the CPU seconds to copy a batch to pinned memory, as the loader's thread does.
 
-    Pinned memory is kept for later batches, so the first copy does not count.
+    That thread copies on one core. Pinned memory is kept for later batches, so the first copy does
+    not count.
     """
-    seconds = []
+    seconds, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)
     for _ in range(1 + PARTS):
         began = time.thread_time()
         pinned = [tensor.pin_memory() for tensor in batch]
         seconds.append(time.thread_time() - began)
         del pinned
+    torch.set_num_threads(threads)
     return statistics.median(seconds[1:])

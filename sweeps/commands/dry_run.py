@@ -21,7 +21,7 @@ import tabulate
 
 from speech.config import RuntimeSettings, TrialConfig
 from sweeps.config.config import SweepConfig
-from sweeps.config.plan import TrialSpec
+from sweeps.config.plan import TrialSpec, request_gpus
 from sweeps.execution.launch_context import WORK_FOLDER
 from sweeps.execution.preflight import refusals
 from sweeps.execution.runtimes import recorded_runtimes, runtime_name
@@ -202,7 +202,8 @@ def format_table(result: DryRun) -> str:
     trials = result.trial_forecasts.plan.trials
     names = short_names(dict.fromkeys(path for trial in trials for path in trial.swept))
     is_rerun = result.state.selection.ids is not None
-    gpus = any(resources(result, trial)["gpus"] for trial in trials)
+    requested = resources(result)
+    gpus = requested["gpus"] > 0
     swept = [name.replace("_", "_\n") for name in names.values()]
     headers = [
         "id",
@@ -235,7 +236,7 @@ def format_table(result: DryRun) -> str:
                 format_parameter(path, trial.swept[path]) if path in trial.swept else ""
                 for path in names
             ),
-            *_core_cells(resources(result, trial), gpus),
+            *_core_cells(requested, gpus),
             result.trial_state(trial),
             *["yes" if trial.trial_id in pending else ""] * is_rerun,
             _interval(result.trial_forecasts.forecasts.get(trial.trial_id)),
@@ -246,19 +247,20 @@ def format_table(result: DryRun) -> str:
     return tabulate.tabulate(rows, headers, "simple", disable_numparse=True, colalign=align)
 
 
-def resources(result: DryRun, trial: TrialSpec) -> dict[str, Any]:
-    """Returns the resources that a trial requires of its node.
+def resources(result: DryRun) -> dict[str, Any]:
+    """Returns the resources that every trial requires of its node.
 
     CPU cores and GPUs are numbers. The other entries state whether the trial occupies the node
     exclusively, and which /dev/shm it uses.
     """
-    configured = result.trial_forecasts.config.resources
-    cores = result.node.whole_cores
-    may_use_gpu = _may_use_gpu(result.trial_forecasts.config, trial.config)
-    auto_gpus = trial.config.device.ranks if may_use_gpu else 0
+    config = result.trial_forecasts.config
+    configured, cores = config.resources, result.node.whole_cores
+    on_gpu = [
+        trial for trial in result.trial_forecasts.plan.trials if _may_use_gpu(config, trial.config)
+    ]
     return {
         "cpus": cores if configured.cpus == "auto" else configured.cpus,
-        "gpus": auto_gpus if configured.gpus == "auto" else configured.gpus,
+        "gpus": request_gpus(config, on_gpu, bool(on_gpu)),
         "exclusive_node": configured.exclusive_node,
         "shm": configured.shm,
     }
@@ -296,6 +298,7 @@ def document(result: DryRun) -> dict[str, Any]:
     trials = forecasts.plan.trials
     counts = Counter(status_group(result.trial_state(trial)) for trial in trials)
     expected = [forecasts.expected_s(trial) for trial in result.pending]
+    requested = resources(result)
     return {
         "sweep": forecasts.config.name,
         "counts": {"trials": len(trials), **counts, "to_run": len(pending)},
@@ -309,12 +312,17 @@ def document(result: DryRun) -> dict[str, Any]:
             {"block": part.block, "reason": part.reason, "points": part.points}
             for part in forecasts.plan.removed
         ],
-        "trials": [_trial(result, trial, trial.trial_id in pending) for trial in trials],
+        "trials": [_trial(result, trial, trial.trial_id in pending, requested) for trial in trials],
     }
 
 
-def _trial(result: DryRun, trial: TrialSpec, runs: bool) -> dict[str, Any]:
-    """Returns the entry of one trial in the document; `runs` states whether a launch runs it."""
+def _trial(
+    result: DryRun, trial: TrialSpec, runs: bool, requested: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the entry of one trial in the document; `runs` states whether a launch runs it.
+
+    `requested` are the `resources` of every trial.
+    """
     forecasts, state = result.trial_forecasts, result.trial_state(trial)
     requirement, forecast = (
         forecasts.shm_requirements[trial.trial_id],
@@ -326,7 +334,7 @@ def _trial(result: DryRun, trial: TrialSpec, runs: bool) -> dict[str, Any]:
         "repeat": trial.repeat,
         "seed": trial.seed,
         "swept": trial.swept,
-        "resources": resources(result, trial),
+        "resources": requested,
         "state": status_group(state),
         "outcome": state if state != status_group(state) else None,
         "runs": runs,

@@ -123,7 +123,8 @@ class Resources(Group):
     gpus: Literal["auto"] | Annotated[float, Field(ge=0), AfterValidator(_check_gpus)] = Field(
         "auto",
         description=(
-            "GPUs of a trial; 0.5 shares one; auto: one for each of device.ranks on cuda; 0: none"
+            "GPUs of a trial; 0.5 shares one; auto: as many as the most ranks of a trial on cuda;"
+            " 0: none"
             " is used"
         ),
     )

@@ -14,7 +14,7 @@ import functools
 import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -243,3 +243,14 @@ def _compute_trial_id(determining: dict[str, Any]) -> str:
     """Returns the id of a trial: a hash of the values that determine what it measures."""
     canonical = json.dumps(determining, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:TRIAL_ID_DIGITS]
+
+
+def request_gpus(config: SweepConfig, trials: Sequence[TrialSpec], available: bool) -> float:
+    """Returns the GPUs that every trial requests: by default as many as the most ranks on a GPU.
+
+    `available` is whether the hosts have GPUs.
+    """
+    if config.resources.gpus != "auto":
+        return config.resources.gpus
+    ranks = [trial.config.device.ranks for trial in trials if trial.config.device.may_use_cuda]
+    return float(max(ranks, default=0)) if available else 0.0

@@ -187,7 +187,7 @@ def _check_gpus(source: Source, config: SweepConfig, used: set[int]) -> None:
         more = f", or device.ranks: {math.ceil(gpus)}"
     source.add_fault(
         ("resources", "gpus"),
-        f"a trial requests {gpus:g} GPUs, but {uses}. Write gpus: auto{more}.",
+        f"a trial requests {gpus:g} GPU{'s' * (gpus != 1)}, but {uses}. Write gpus: auto{more}.",
     )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from sweeps import environment
 from sweeps.config.config import SweepConfig
-from sweeps.config.plan import TrialSpec
+from sweeps.config.plan import TrialSpec, request_gpus
 from sweeps.execution import closing, ray_session
 from sweeps.execution.cluster_checks import check_locks, check_tracker
 from sweeps.execution.cluster_join import (
@@ -37,7 +37,7 @@ from sweeps.execution.cluster_join import (
 )
 from sweeps.execution.cluster_probes import HostProbes, ResourceReservation
 from sweeps.execution.host_tasks import CheckTracker, PrepareData, PrepareForecasts, Survey
-from sweeps.execution.hosts import HostPlan, HostTask, Result, request_gpus
+from sweeps.execution.hosts import HostPlan, HostTask, Result
 from sweeps.execution.launch_context import WORK_FOLDER
 from sweeps.execution.ray_variables import JOINED_RAY
 from sweeps.forecast.trial_forecasts import TrialForecasts

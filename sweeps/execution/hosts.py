@@ -68,17 +68,6 @@ class HostPlan:
         }
 
 
-def request_gpus(config: SweepConfig, trials: list[TrialSpec], available: bool) -> float:
-    """Returns the GPUs that every trial requests: by default as many as the most ranks on a GPU.
-
-    `available` is whether the hosts have GPUs.
-    """
-    if config.resources.gpus != "auto":
-        return config.resources.gpus
-    ranks = [trial.config.device.ranks for trial in trials if trial.config.device.may_use_cuda]
-    return float(max(ranks, default=0)) if available else 0.0
-
-
 class Hosts(Protocol):
     """The hosts of a launch."""
 

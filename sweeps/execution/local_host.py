@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.config.config import SweepConfig
-from sweeps.config.plan import TrialSpec
+from sweeps.config.plan import TrialSpec, request_gpus
 from sweeps.execution import ray_session
 from sweeps.execution.host_tasks import PrepareData, Survey
-from sweeps.execution.hosts import HostPlan, HostTask, Result, request_gpus
+from sweeps.execution.hosts import HostPlan, HostTask, Result
 from sweeps.forecast.trial_forecasts import TrialForecasts
 from sweeps.host import host_lock
 from sweeps.host.node import Log, Node, PreflightError

@@ -4,10 +4,9 @@ the first trial runs.
 The count includes only what is certain. A loader with W workers is W processes, each with the
 thread that sends its batches, and W threads of the training process that send indices. A trial that
 learns has a second loader for validation. Each rank is a training process with a loader of its own.
-Every batch on its way holds an open file for each of its
-tensors. The usage of Ray was measured once: a launch on 2 cores had 190 processes and threads
-beside its trial, and more cores mean more threads. A limit below the certain count ends the launch.
-A limit close to it is logged.
+Every batch on its way holds an open file for each of its tensors. The usage of Ray was measured
+once: a launch on 2 cores had 190 processes and threads beside its trial, and more cores mean more
+threads. A limit below the certain count ends the launch. A limit close to it is logged.
 """
 
 import contextlib

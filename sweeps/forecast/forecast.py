@@ -255,7 +255,11 @@ def _epoch(
         step_wait_s=accelerator_factor * step.wait_s,
         run_ahead=step.run_ahead,
         launch_overlaps=step.launch_overlaps,
-        start_s=0.0 if persistent else factor * workers * costs.fork_s,
+        start_s=(
+            0.0
+            if persistent
+            else factor * workers * costs.fork_s * max(1.0, ranks / (costs.cpus or costs.cores))
+        ),
         ready_s=factor * (costs.cold_s if persistent or not workers else costs.ready_s),
         shared=tuple(costs.shared),
         read_slower=tuple(costs.read_slower),

@@ -49,6 +49,7 @@ def _simulate_inline(epoch: Epoch) -> SimulatedEpoch:
     spans = {"first_batch_s": 0.0, "data_wait_s": 0.0, "step_s": 0.0, "other_s": 0.0}
     wake_s = interpolate(epoch.wake_s, 0, 0.0)
     crowding = interpolate(epoch.shared, epoch.ranks, 1.0) if epoch.ranks > 1 else 1.0
+    read_s = epoch.read_s * interpolate(epoch.read_slower, epoch.ranks, 1.0)
 
     def compute(cpu_s: float, threads: int = 1) -> None:
         nonlocal now
@@ -64,7 +65,7 @@ def _simulate_inline(epoch: Epoch) -> SimulatedEpoch:
     for batch in range(epoch.batches):
         wait_began = now
         compute((0.0 if batch else epoch.ready_s) + epoch.inline_s + (epoch.pin_s or 0.0))
-        now += epoch.read_s
+        now += read_s
         began = now
         compute(epoch.step_cpu_s, epoch.step_threads)
         wait_for(accelerator.queue(began, now))

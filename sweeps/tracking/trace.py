@@ -76,10 +76,11 @@ def build_trace(records: Iterable[Record]) -> dict[str, Any]:
             case "setup":
                 setup = record
             case "epoch" if "began_s" in record:
-                epochs.append(_truncate(record))
-                steps += _step_count(epochs[-1])
+                epochs.append(_truncate(record, _rank_count(record)))
+                steps += _step_count(epochs[-1]) * _rank_count(epochs[-1])
                 while steps > MAX_STEPS:
-                    steps -= _step_count(epochs.pop(1))
+                    dropped = epochs.pop(1)
+                    steps -= _step_count(dropped) * _rank_count(dropped)
             case "snapshot":
                 snapshots[record["epoch"]] = record
             case "exit":
@@ -93,7 +94,7 @@ def build_trace(records: Iterable[Record]) -> dict[str, Any]:
         for before, after in itertools.pairwise(epochs)
         if after["epoch"] - before["epoch"] > 1
     ]
-    events += [_gapmake_span(before, after) for before, after in gaps]
+    events += [_gap_span(before, after) for before, after in gaps]
     events += _limit_counters(events, ending.get("shm_limit_bytes"))
     metadata = {
         name: setup[name]
@@ -109,13 +110,21 @@ def build_trace(records: Iterable[Record]) -> dict[str, Any]:
 
 
 def _step_count(epoch: Record) -> int:
-    """Returns the number of steps that the record of an epoch holds."""
+    """Returns the number of steps that the record of an epoch holds of one rank."""
     return max(map(len, epoch.get("steps", {}).values()), default=0)
 
 
-def _truncate(epoch: Record) -> Record:
-    """Returns the record of an epoch with at most as many first steps as a trace may show."""
-    limit = MAX_STEPS // 2
+def _rank_count(epoch: Record) -> int:
+    """Returns the number of ranks whose steps the record of an epoch holds."""
+    return 1 + len(epoch.get("ranks", []))
+
+
+def _truncate(epoch: Record, ranks: int) -> Record:
+    """Returns the record of an epoch with at most as many first steps as a trace may show.
+
+    `ranks` is the number of ranks among which the steps of a trace are divided.
+    """
+    limit = MAX_STEPS // 2 // ranks
     if _step_count(epoch) <= limit:
         return epoch
     truncated = {
@@ -156,7 +165,7 @@ def _rank_events(epoch: Record) -> Iterator[Event]:
     for other in epoch.get("ranks", []):
         rank = other["rank"]
         began_s = epoch["began_s"] + other["began_s"]
-        own = _truncate({**epoch, **other, "began_s": began_s, "ranks": []})
+        own = _truncate({**epoch, **other, "began_s": began_s, "ranks": []}, _rank_count(epoch))
         for event in _epoch_events(own, None):
             if "tid" in event:
                 yield event | {"tid": event["tid"] + RANK_THREADS * rank}
@@ -314,7 +323,7 @@ def _limit_counters(events: Sequence[Event], limit_bytes: int | None) -> list[Ev
     ]
 
 
-def _gapmake_span(before: Record, after: Record) -> Event:
+def _gap_span(before: Record, after: Record) -> Event:
     """Returns a span in place of omitted epochs, after the evaluation of the epoch before them."""
     traced_s = sum(before["metrics"].get(name, 0) for name in ("time/epoch_s", "time/eval_s"))
     first, last = before["epoch"] + 1, after["epoch"] - 1

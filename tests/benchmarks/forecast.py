@@ -4,8 +4,8 @@ The sweep forecast_unseen.yaml runs with its calibrations, on a grid that nothin
 block has a format, a batch size and a prefetch factor of its own, one trains for real, and one reads
 from a cold drive. What was forecast is in the tracker before each trial starts, and is judged from
 there, beside two rivals that need no simulation: the closed form max(), and the rule
-`workers = cores`. A second sweep, forecast_ahead.yaml, is of accelerators that run ahead. Bars are printed as they are, met or missed. The last line holds the figures as
-one JSON object.
+`workers = cores`. A second sweep, forecast_ahead.yaml, is of accelerators that run ahead. Bars are
+printed as they are, met or missed. The last line holds the figures as one JSON object.
 
 With --busy, a seeded program keeps one core busy in bursts of 2 to 20 s during calibrations and
 trials. Its calibrations are measured anew, and compared with those in the user's cache, which are
