@@ -37,15 +37,17 @@ parameters:
 blocks:
   learning:
     metric: {{name: ensemble_accuracy, goal: maximize}}
+    exclude: [{{device.ranks: 2, sgdr.cycle_epochs: 2}}]
     parameters:
-      device: cpu
+      device: {{prefer: [cpu], ranks: {{values: [1, 2]}}}}
       loader: {{batch_size: 6}}
       sgdr: {{epochs: 4, cycle_epochs: {{values: [1, 2]}}, lr: 0.02}}
   simulated:
     metric: {{name: shm_peak_bytes, goal: minimize}}      # no time, so that nothing is disturbed and runs once more
+    exclude: [{{device.ranks: 2, loader.num_workers: 0}}]
     parameters:
       loader: {{format: png, batch_size: 4, num_workers: {{values: [0, 2]}}, shm_size: {{values: [4M, 64M]}}}}
-      device: {{prefer: [simulated], step_s: 0.2}}
+      device: {{prefer: [simulated], step_s: 0.2, ranks: {{values: [1, 2]}}}}
       sgdr: {{epochs: 2}}
 """
 
@@ -289,7 +291,7 @@ def assert_whole(folder: Path, reference: Path) -> None:
         for run in trials_of(attempts)
         if run.data.tags["outcome"] in SETTLED
     )
-    assert len(settled) == 6
+    assert len(settled) == 9
     assert set(settled.values()) == {1}
     assert {run.data.tags["outcome"] for run in trials_of(attempts)} <= {*SETTLED, "interrupted"}
     compared = [

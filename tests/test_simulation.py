@@ -209,6 +209,17 @@ def test_processes_that_slow_each_other_down_do_so_only_while_both_compute():
     assert spans(took) == pytest.approx((0, 2, 1, 2.5, 0))
 
 
+def test_receiving_a_batch_occupies_a_core_for_as_long_as_it_takes_alone():
+    # One core. Batch 0 is ready at 2. The loop receives it and the worker prepares the next one,
+    # each at half speed, until 4: the worker has 1 of its 2 by then, and is alone until 5
+    one = Epoch(2, 1, 2, cores=1, prepare_s=2, receive_s=((0, 1.0),))
+    assert simulate(one).epoch_s == pytest.approx(6)
+    # Three cores. Batches 0 and 1 are ready at 2. The first is received until 3; then worker 0
+    # prepares batch 2 until 5, and the second one takes 3 s, until 6. Batch 2 takes 1 s again
+    two = Epoch(3, 2, 1, cores=3, prepare_s=2, receive_s=((0, 1.0), (1, 3.0)))
+    assert simulate(two).epoch_s == pytest.approx(7)
+
+
 def test_ranks_without_workers_slow_each_others_reads_as_workers_do():
     slower = ((1, 1.0), (2, 3.0))
     alone = Epoch(2, 0, 2, cores=2, inline_s=1, read_s=1, step_wait_s=1, read_slower=slower)
@@ -324,7 +335,7 @@ def ticked_s(epoch, tick):
             continue
         phase = [_first(each, tick) for each in left]
         busy = [worker for worker, turn in enumerate(batch_of) if turn < min(issued, epoch.batches)]
-        threads = {1: epoch.step_threads, 3: 1}.get(at, 0)
+        threads = {0: 1, 1: epoch.step_threads, 3: 1}.get(at, 0)
         at_work = threads + sum(phase[worker] != 1 for worker in busy)
         share = tick * min(1, cpus / max(1, at_work))
         if epoch.cpus:

@@ -97,7 +97,10 @@ class _Loop:
         self.pin_thread = epoch.workers
         self.pinning: int | None = None  # batch that it receives or copies
         self.pinned: list[tuple[float, int, int]] = []  # as `delivered`, after it
-        self.pin_cpu_s = (epoch.pin_s or 0.0) + epoch.release_s
+        # Alone, the loop and the batch's worker exchange messages all the time, one after the other.
+        # What receiving takes longer beside other processes is waiting for a core
+        self.receive_cpu_s = interpolate(epoch.receive_s, 0, 0.0)
+        self.pin_cpu_s = self.receive_cpu_s + (epoch.pin_s or 0.0) + epoch.release_s
         self.working = [False] * epoch.workers
         self.initialised = [not epoch.ready_s] * epoch.workers  # per worker
         self.turn = list(range(epoch.workers))  # worker -> its current batch, or its next one
@@ -204,7 +207,9 @@ class _Loop:
                 self._advance(self.waiting_rates, until=queue[0][0] if queue else math.inf)
             taken = heapq.heappop(queue)[-1]
             if not pins:
-                self._wait(self._receive_s(taken))
+                received = self.now + self._receive_s(taken)
+                self._compute(self.receive_cpu_s, self.shared_rates)
+                self._wait(received - self.now)
             self.received[taken] = True
 
     def _receive_s(self, batch: int) -> float:
@@ -218,8 +223,8 @@ class _Loop:
         if self.epoch.pin_s is None or self.pinning is not None or not self.delivered:
             return
         ready, _, self.pinning = heapq.heappop(self.delivered)
-        received = max(ready, self.now) + self._receive_s(self.pinning)
-        heapq.heappush(self.reading, (received, self.pin_thread))
+        waited = max(ready, self.now) + self._receive_s(self.pinning) - self.receive_cpu_s
+        heapq.heappush(self.reading, (max(waited, self.now), self.pin_thread))
 
     def _finish_pinning(self, batch: int) -> None:
         """Passes a pinned batch to the loop; its space in /dev/shm is free."""

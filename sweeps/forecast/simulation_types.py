@@ -32,7 +32,8 @@ class Epoch:
     # Number of other busy workers -> seconds from the end of a batch until the loop can take it;
     # neither the batch's worker nor the loop spends this time
     deliver_s: Table = ()
-    # Number of other busy workers -> seconds of the training process to take a batch that is ready
+    # Number of other busy workers -> seconds of the training process to take a batch that is ready.
+    # It occupies a core for as long as it takes without them
     receive_s: Table = ()
     # Number of busy workers -> seconds by which the loop wakes late after the accelerator's share
     wake_s: Table = ()
