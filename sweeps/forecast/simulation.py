@@ -97,8 +97,8 @@ class _Loop:
         self.pin_thread = epoch.workers
         self.pinning: int | None = None  # batch that it receives or copies
         self.pinned: list[tuple[float, int, int]] = []  # as `delivered`, after it
-        # Alone, the loop and the batch's worker exchange messages all the time, one after the other.
-        # What receiving takes longer beside other processes is waiting for a core
+        # Without other processes the loop and the batch's worker exchange messages all the time,
+        # one after the other. What receiving takes longer beside others is waiting for a core
         self.receive_cpu_s = interpolate(epoch.receive_s, 0, 0.0)
         self.pin_cpu_s = self.receive_cpu_s + (epoch.pin_s or 0.0) + epoch.release_s
         self.working = [False] * epoch.workers
