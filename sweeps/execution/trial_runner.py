@@ -214,7 +214,7 @@ class _Attempt:
             (self.folder / "records.jsonl").open("a") as journal,
         ):
             for record in fork_server.run(self._task(), stderr_file, self.spec.trial_timeout_s):
-                if record["kind"] == "setup" and record["device"] == "cuda":
+                if record["kind"] == "setup" and record.get("device") == "cuda":
                     sampler = sampling.enter_context(GpuSampler(visible_gpus()))
                 elif record["kind"] == "epoch" and sampler and "replayed" not in record:
                     metrics, record["gpus"] = sampler.take()
