@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-formats bench-threads bench-repeatability bench-forecast bench-forecast-busy bench-advise bench-tracking bench-dry-run bench-analysis bench-growth fuzz notebooks screenshots clean
+.PHONY: sweep test test-slow check ui gpu bench-accuracy bench-overhead bench-instrumentation bench-formats bench-threads bench-repeatability bench-forecast bench-forecast-busy bench-advise bench-tracking bench-dry-run bench-analysis bench-growth bench-launch fuzz notebooks screenshots clean
 
 sweep: $(VENV)/requirements.done
 	$(RUN) launch.py sweep.yaml
@@ -78,6 +78,9 @@ bench-analysis: $(VENV)/requirements.done
 
 bench-growth: $(VENV)/requirements.done
 	$(RUN) -m tests.benchmarks.growth
+
+bench-launch: $(VENV)/requirements.done
+	$(RUN) -m tests.benchmarks.launch
 
 fuzz: $(VENV)/requirements-dev.done
 	$(RUN) -m tests.surroundings --cases 300 --seed 1

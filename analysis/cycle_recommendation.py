@@ -17,6 +17,7 @@ import pandas as pd
 from analysis.comparable_groups import Comparable
 from analysis.cycles import accuracy_note, completed_trials, groups, schedule_of, schedule_text
 from analysis.number_text import count_text
+from analysis.prices import price_sentence
 from analysis.runs import SweepRuns
 from analysis.statistics import FEWEST_PAIRS, Interval, paired_difference
 from analysis.text_tables import WIDTH
@@ -99,6 +100,7 @@ def sentences(runs: SweepRuns, markdown: bool = False) -> list[str]:
     name_counts = Counter((group.block, group.varied) for group, _ in advised)
     texts = [
         _sentence(group, advice, several=name_counts[group.block, group.varied] > 1)
+        + _price_of_chosen(runs, group, advice)
         for group, advice in advised
     ]
     return texts if markdown else [textwrap.fill(text, WIDTH) for text in texts]
@@ -121,12 +123,16 @@ def cycle_recommendations(runs: SweepRuns) -> pd.DataFrame:
         text                      str, the sentence
     """
     rows = pd.DataFrame(
-        [_tidy_row(group, advice) for group in groups(runs) if (advice := advise_cycles(group))]
+        [
+            _tidy_row(runs, group, advice)
+            for group in groups(runs)
+            if (advice := advise_cycles(group))
+        ]
     )
     return rows.astype({"snapshots": "Int64"}) if len(rows) else rows
 
 
-def _tidy_row(group: Comparable, advice: CycleAdvice) -> dict[str, Any]:
+def _tidy_row(runs: SweepRuns, group: Comparable, advice: CycleAdvice) -> dict[str, Any]:
     """Returns the row of `cycle_recommendations` for one group."""
     chosen = advice.chosen
     intervals = {
@@ -145,7 +151,7 @@ def _tidy_row(group: Comparable, advice: CycleAdvice) -> dict[str, Any]:
             for name, interval in intervals.items()
             for end, value in zip(("", "_low", "_high"), interval, strict=True)
         },
-        "text": _sentence(group, advice, several=False),
+        "text": _sentence(group, advice, several=False) + _price_of_chosen(runs, group, advice),
     }
 
 
@@ -184,6 +190,15 @@ def _sentence(group: Comparable, advice: CycleAdvice, several: bool) -> str:
         certainty = "" if advice.gain.excludes_zero else ", not distinguishable"
         text += f" Against one long cosine: {_points_text(advice.gain)}{certainty}."
     return text
+
+
+def _price_of_chosen(runs: SweepRuns, group: Comparable, advice: CycleAdvice) -> str:
+    """Returns a sentence on the price of the recommended schedule; '' without either."""
+    if not advice.chosen:
+        return ""
+    trials = completed_trials(group.trials)
+    chosen = [schedule_of(trial) == advice.chosen.lengths for _, trial in trials.iterrows()]
+    return price_sentence(runs, trials[chosen])
 
 
 def _points_text(difference: Interval) -> str:

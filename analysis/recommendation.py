@@ -24,6 +24,7 @@ from analysis.bottleneck import Bound, describe_bound, find_bound
 from analysis.comparable_groups import Comparable
 from analysis.epochs import parts, rank_count
 from analysis.number_text import change_text, count_text, decimals, mib, percent
+from analysis.prices import price_sentence
 from analysis.runs import SweepRuns
 from analysis.statistics import FEWEST_PAIRS, WIDE, Interval, paired_change
 from analysis.text_tables import THROTTLED, WIDTH
@@ -100,7 +101,7 @@ def sentences(runs: SweepRuns, markdown: bool = False) -> list[str]:
     texts = [
         text
         for group in varied_groups
-        for text in _group_sentences(group, several=name_counts[group.block, group.varied] > 1)
+        for text in _group_sentences(runs, group, name_counts[group.block, group.varied] > 1)
     ]
     return texts if markdown else [textwrap.fill(text, WIDTH) for text in texts]
 
@@ -124,7 +125,7 @@ def recommendations(runs: SweepRuns) -> pd.DataFrame:
         text              str, the sentences
     """
     rows = pd.DataFrame(
-        [_tidy_row(group) for group in groups(runs) if len(group.values(WORKERS)) > 1]
+        [_tidy_row(runs, group) for group in groups(runs) if len(group.values(WORKERS)) > 1]
     )
     return rows.astype({"num_workers": "Int64", "fastest_workers": "Int64"}) if len(rows) else rows
 
@@ -146,7 +147,7 @@ def _trials_of(cell: Cell, group: Comparable) -> pd.DataFrame:
     ]
 
 
-def _tidy_row(group: Comparable) -> dict[str, Any]:
+def _tidy_row(runs: SweepRuns, group: Comparable) -> dict[str, Any]:
     """Returns the row of `recommendations` for one group."""
     advice = advise_workers(group)
     cell, fastest = advice.cell, advice.fastest
@@ -165,14 +166,16 @@ def _tidy_row(group: Comparable) -> dict[str, Any]:
         "change_high": change.high,
         "bound": limit.by if limit else "",
         "bound_share": limit.share if limit else math.nan,
-        "text": " ".join(_group_sentences(group, several=False)),
+        "text": " ".join(_group_sentences(runs, group, several=False)),
     }
 
 
-def _group_sentences(group: Comparable, several: bool) -> Iterator[str]:
-    """Yields the recommendation, and what bounds the recommended or else the fastest cell."""
-    yield _sentence(group, several)
+def _group_sentences(runs: SweepRuns, group: Comparable, several: bool) -> Iterator[str]:
+    """Yields the recommendation with its price, and what bounds the recommended or else the fastest
+    cell."""
     advice = advise_workers(group)
+    price = price_sentence(runs, _trials_of(advice.cell, group)) if advice.cell else ""
+    yield _sentence(group, several) + price
     if (cell := advice.cell or advice.fastest) and (limit := bound_of(group, cell)):
         yield describe_bound(limit, _cell_name(cell, group))
 

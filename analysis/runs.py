@@ -6,6 +6,7 @@ that counts is chosen without regard to how long it took.
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -84,6 +85,7 @@ class SweepRuns:
     # Lines on the clips in the corpora, those used and those excluded; none for a sweep older than
     # these lines
     corpora: tuple[str, ...] = ()
+    price_per_hour: float | None = None  # of a node, as of the latest launch
 
     @property
     def planned(self) -> pd.DataFrame:
@@ -119,6 +121,7 @@ def sweep_runs(
         plan_rows(client, parent) if attempts else [],
         resolve_uri(uri),
         json.loads(parent.data.tags.get("corpora", "[]")),
+        float(parent.data.tags.get("price_per_hour") or "nan"),
     )
 
 
@@ -128,10 +131,12 @@ def build_sweep_runs(
     rows_of_plan: Sequence[Mapping[str, Any]],
     uri: str,
     corpora: Sequence[str] = (),
+    price_per_hour: float = math.nan,
 ) -> SweepRuns:
     """Returns the trials of a sweep whose runs and plan were read from the tracker.
 
     `attempts` are the sweep's runs, newest first, and `rows_of_plan` the rows of its plan.json.
+    `price_per_hour` is NaN if there is none.
     """
     # A launch that was killed while it opened a run leaves a run without parameters.
     attempts = [run for run in attempts if run.data.params]
@@ -152,6 +157,7 @@ def build_sweep_runs(
         tuple({"sweep": name} | row for row in not_run_rows(rows_of_plan, missing, trials)),
         uri,
         tuple(corpora),
+        None if math.isnan(price_per_hour) else price_per_hour,
     )
 
 
@@ -216,6 +222,8 @@ def join_sweep_runs(
         tuple(row for sweep in sweeps for row in sweep.not_run),
         sweeps[0].uri,
         tuple(line for lines in dict.fromkeys(sweep.corpora for sweep in sweeps) for line in lines),
+        # Sweeps with different prices are not compared by their price
+        sweeps[0].price_per_hour if len({sweep.price_per_hour for sweep in sweeps}) == 1 else None,
     )
 
 

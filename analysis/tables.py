@@ -16,6 +16,7 @@ from analysis import (
     epochs,
     forecasts,
     loader_tables,
+    prices,
     recommendation,
     shm_table,
     tradeoff,
@@ -38,6 +39,7 @@ TABLES = (  # of a block, in this order
     forecasts.tables,
     shm_table.tables,
     cycles.tables,
+    prices.tables,
 )
 # Recommendations come last, since a terminal's last lines are read first.
 ADVICE = (recommendation.sentences, cycle_recommendation.sentences)
@@ -51,6 +53,7 @@ FRAMES: dict[str, Callable[[SweepRuns], pd.DataFrame]] = {
     "choices": forecasts.choices,
     "shm_fits": shm_table.fits,
     "cycle_accuracies": cycles.cycle_accuracies,
+    "prices": prices.prices,
     "recommendations": recommendation.recommendations,
     "cycle_recommendations": cycle_recommendation.cycle_recommendations,
 }

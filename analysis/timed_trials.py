@@ -1,9 +1,10 @@
 """Decides which trials' epoch seconds count in the tables.
 
 The one idea is that a trial whose every timed epoch was disturbed from outside has a time that says
-little about its point. It is left out beside undisturbed trials of the same point, unless that
-would leave too few of them for an interval. The median of three bears one wrong time; that of two
-does not. Durations play no part in this decision.
+little about its point. Where a point has too few trials for an interval, such a time is left out
+beside an undisturbed one: the median of two does not bear a wrong time. From three trials on it
+counts. Their median bears it, and the interval, which is then wider, says so. Durations play no
+part in this decision.
 """
 
 import pandas as pd
@@ -31,10 +32,8 @@ def find_timed(trials: pd.DataFrame) -> pd.Series:
         mask.groupby(point, dropna=False).transform("sum") if point else mask.sum()
         for mask in (has_time, undisturbed)
     )
-    enough = (undisturbed_count >= FEWEST_PAIRS) | (
-        (undisturbed_count > 0) & (has_time_count < FEWEST_PAIRS)
-    )
-    return undisturbed | (has_time & ~enough)
+    few = (undisturbed_count > 0) & (has_time_count < FEWEST_PAIRS)
+    return undisturbed | (has_time & ~few)
 
 
 def timed_trials(trials: pd.DataFrame) -> pd.DataFrame:

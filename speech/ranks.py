@@ -21,7 +21,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +43,28 @@ class Member:
     _received: defaultdict[int, deque[float]] = field(default_factory=lambda: defaultdict(deque))
 
     def send_moment(self, moment_s: float) -> None:
-        """Sends a moment of time.perf_counter, which all processes share, to every other rank.
-
-        It first reads what they have sent: two ranks whose messages nobody reads would fill the
-        buffers between them, and wait for each other for ever.
-        """
-        for number, peer in enumerate(self.peers):
-            while peer.poll():
-                self._received[number].append(peer.recv())
+        """Sends a moment of time.perf_counter, which all processes share, to every other rank."""
+        self._read(timeout_s=0.0)
         for peer in self.peers:
             peer.send(moment_s)
 
     def receive_moments(self) -> list[float]:
         """Receives the next moment of every other rank; waits for those not yet sent."""
-        return [
-            self._received[number].popleft() if self._received[number] else peer.recv()
-            for number, peer in enumerate(self.peers)
-        ]
+        while not all(self._received[number] for number in range(len(self.peers))):
+            self._read(timeout_s=None)
+        return [self._received[number].popleft() for number in range(len(self.peers))]
+
+    def _read(self, timeout_s: float | None) -> None:
+        """Reads what all other ranks have sent, whichever of them is waited for.
+
+        Ranks whose messages nobody reads would fill the buffers between them, and wait for each
+        other for ever.
+        """
+        while ready := wait(self.peers, timeout_s):
+            for number, peer in enumerate(self.peers):
+                if peer in ready:
+                    self._received[number].append(peer.recv())
+            timeout_s = 0.0
 
 
 def single_rank() -> Member:

@@ -1,7 +1,7 @@
 """Measures the activity of the host's cores and disks during an epoch, and attributes it.
 
 Every figure is the difference of two readings of counters that the kernel keeps anyway. They are
-read just before and just after the epoch's clock, and nothing is sampled during a timed trial.
+read just before and just after the epoch's clock, and nothing is sampled in a trial that is timed.
 A figure that a kernel or a container does not provide is absent.
 
 `outside` is the core time that the trial did not use itself. It belongs to other programs, to a

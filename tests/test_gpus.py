@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from speech.end_record import epoch_figures
+from speech.epoch_figures import epoch_figures
 from sweeps.host.disturbance import disturbance
 from sweeps.host.gpus import GpuSampler, visible_gpus
 from tests.trees import ROOT

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from sweeps.config import reference
 from sweeps.config.plan import plan
@@ -206,6 +207,26 @@ def test_the_readme_is_short_and_leads_to_every_page() -> None:
     assert {f"docs/{page.name}" for page in PAGES if page.parent.name == "docs"} <= set(
         re.findall(r"\]\((docs/[\w-]+\.md)", text)
     )
+
+
+def test_a_launch_and_its_actors_do_not_import_torch() -> None:
+    """Imports what a launch and a Ray actor run; torch belongs to the fork server alone."""
+    code = (
+        "import sys, sweeps.execution.retries, sweeps.execution.ray_tune;"
+        " sys.exit(' '.join({'torch', 'torchvision'} & sys.modules.keys()) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@every_page
+def test_manifests_in_pages_are_yaml(page: Path) -> None:
+    """Reads the fences that are YAML of other programs, whose language is `yml`."""
+    text = page.read_text("utf-8")
+    for manifest in re.findall(r"^```yml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        assert isinstance(YAML(typ="safe").load(manifest), dict)
 
 
 def test_the_glossary_defines_every_outcome_and_verdict() -> None:

@@ -171,6 +171,7 @@ def test_the_command_writes_report_and_csv(first_look, tmp_path: Path, capsys):
         "key_times",
         "cycle_accuracies",
         "cycle_recommendations",
+        "prices",
     }
     header = (tmp_path / "csv/epoch_times.csv").read_text().splitlines()[0]
     assert header.split(",")[:11] == [

@@ -42,8 +42,9 @@ def make_trials(*points: str) -> pd.DataFrame:
         ("qqd", "111"),
         ("qdd", "111"),
         ("ddd", "111"),
-        ("qqdn", "1101"),
-        ("qqqd", "1110"),
+        ("qqdn", "1111"),
+        ("qqqd", "1111"),
+        ("ddq", "111"),
         ("qqdd", "1111"),
         ("oqq", "011"),
     ],
@@ -65,13 +66,14 @@ def test_each_point_is_judged_by_its_own_trials() -> None:
 
 
 def test_trials_that_left_the_plan_or_ran_elsewhere_are_another_point() -> None:
-    trials = make_trials("qqqd", "qqqd")
-    trials.loc[trials.index[:3], "planned"] = False
-    trials.loc[trials.index[4:7], "cores"] = "64"
+    trials = make_trials("qd", "qd")
+    assert find_timed(trials).tolist() == [True, False, True, False]
+    trials.loc[0, "planned"] = False
+    trials.loc[2, "cores"] = "64"
     assert find_timed(trials).all()
 
 
 def test_a_trial_without_a_time_is_not_counted_among_the_undisturbed() -> None:
-    trials = make_trials("qqqd")
+    trials = make_trials("qd")
     trials.loc[0, "epoch_s"] = float("nan")
-    assert find_timed(trials).tolist() == [False, True, True, True]
+    assert find_timed(trials).tolist() == [False, True]

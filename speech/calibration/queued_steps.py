@@ -71,10 +71,8 @@ class CudaSteps:
         return sum(not end.query() for end in self._ends)
 
     def last_step_s(self) -> float:
-        """Returns the seconds from the begin of the last step's first kernel to its last one's end.
-
-        In a step that reads its result this includes the pauses in which the GPU waits for the
-        host, and not the time for which the host waits for the GPU, spinning on a core.
+        """Returns the seconds from the moment at which the host began the last step, which an idle
+        GPU reaches at once, until its last kernel ended.
         """
         return self._begin.elapsed_time(self._end) / 1000
 
@@ -102,7 +100,8 @@ def measure_queued_step(steps: QueuedSteps) -> StepCosts:
     spread = (max(rows_s) - min(rows_s)) / 2 / part.row_s
     run_ahead = round(part.ahead)
     if not run_ahead:
-        # Not by this process's CPU time: a loop that waits for a GPU spins on its core
+        # On CUDA all of it is the accelerator's. This process's CPU time would not tell them apart:
+        # a loop that waits for a GPU spins on its core, and sharing that core delays no kernel
         wait_s = min(part.busy_s, part.whole_s)
         return StepCosts(cpu_s=part.whole_s - wait_s, wait_s=wait_s, spread=spread)
     # The sum of both if the accelerator begins when the call returns, the longer one if it begins

@@ -124,8 +124,7 @@ class Resources(Group):
         "auto",
         description=(
             "GPUs of a trial; 0.5 shares one; auto: as many as the most ranks of a trial on cuda;"
-            " 0: none"
-            " is used"
+            " 0: none is used"
         ),
     )
     cpus: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
@@ -138,6 +137,24 @@ class Resources(Group):
         "private",
         description="private: the trial's own /dev/shm, of loader.shm_size; host: that of the node",
     )
+    price_per_hour: float | None = Field(
+        None,
+        ge=0,
+        description=(
+            "price of a node an hour, in any currency; tables and recommendations then show what an"
+            " epoch and a trial cost. It may change without a new measurement"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _check_price(self) -> Self:
+        """Raises ValueError if a trial that shares its node would be charged for all of it."""
+        if self.price_per_hour is not None and not self.exclusive_node:
+            raise ValueError(
+                "price_per_hour is the price of a trial that has its node alone. Write"
+                " exclusive_node: true, or remove price_per_hour."
+            )
+        return self
 
 
 class Snapshots(Group):

@@ -200,7 +200,8 @@ def _build_spec(
         "seed": config.seed + repeat - 1,
         "warmup_epochs": config.warmup_epochs,
         "threads": config.threads,
-        "resources": config.resources.model_dump(mode="json"),
+        # A price changes nothing that a trial measures
+        "resources": config.resources.model_dump(mode="json", exclude={"price_per_hour"}),
     }
     return TrialSpec(
         trial_id=_compute_trial_id(determining),

@@ -184,13 +184,15 @@ def _open_hosts(
 def _start_run(
     tracking: RunLogger, config: SweepConfig, text: str, rebuild: str, forecasts: TrialForecasts
 ) -> str:
-    """Opens the sweep's run in the tracker with its plan and its corpora; returns the run's id."""
+    """Opens the sweep's run in the tracker with plan, corpora and price; returns the run's id."""
     parent = tracking.start_sweep(config.name, text, forecasts.rows(), rebuild)
     accounts = [
         corpus.account.document() | {"skipped": corpus.skipped}
         for corpus in forecasts.corpora.values()
     ]
     tracking.log_corpora(parent, accounts, forecasts.accounts())
+    price = config.resources.price_per_hour
+    tracking.set_tags(parent, {"price_per_hour": "" if price is None else price})
     return parent
 
 

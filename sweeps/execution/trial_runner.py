@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from speech.config import Trial
-from speech.end_record import epoch_figures
+from speech.epoch_figures import epoch_figures
 from sweeps.config.config import LEARNING_METRICS
 from sweeps.config.plan import TrialSpec
 from sweeps.execution.forecast_checks import (
@@ -285,7 +285,7 @@ class _Attempt:
         """
         summary = dict(records.summary or {})
         metrics = [epoch["metrics"] for epoch in records.epochs]
-        if summary and any("gpu/utilisation" in epoch for epoch in metrics):
+        if summary and any(name.startswith("gpu/") for epoch in metrics for name in epoch):
             summary |= epoch_figures(
                 metrics,
                 self.spec.warmup_epochs,

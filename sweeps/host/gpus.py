@@ -47,16 +47,20 @@ def has_nvml() -> bool:
 
 
 def visible_gpus() -> list[Gpu]:
-    """Returns the GPUs that CUDA_VISIBLE_DEVICES includes; none without NVML."""
+    """Returns the GPUs that CUDA_VISIBLE_DEVICES includes; none without NVML.
+
+    One that this process may not use, or that is lost, is left out.
+    """
+    gpus: list[Gpu] = []
     if not has_nvml():
-        return []
+        return gpus
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-    return [
-        Gpu(index, pynvml.nvmlDeviceGetName(handle), handle)
-        for index, handle in enumerate(handles)
-        if is_visible(index, pynvml.nvmlDeviceGetUUID(handle), visible)
-    ]
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        with contextlib.suppress(pynvml.NVMLError):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            if is_visible(index, pynvml.nvmlDeviceGetUUID(handle), visible):
+                gpus.append(Gpu(index, pynvml.nvmlDeviceGetName(handle), handle))
+    return gpus
 
 
 def is_visible(index: int, uuid: str, visible_devices: str | None) -> bool:
@@ -88,6 +92,7 @@ class _Samples:
     utilisation: list[float] = field(default_factory=list)
     external: list[float] = field(default_factory=list)
     own_bytes: list[int] = field(default_factory=list)
+    used: bool = False  # by the trial
 
 
 class GpuSampler:
@@ -97,7 +102,8 @@ class GpuSampler:
     """
 
     def __init__(self, gpus: Sequence[Gpu], own_root: int | None = None):
-        self._gpus, self._root = gpus, psutil.Process(own_root)
+        self._gpus, self._root = gpus, own_root or os.getpid()
+        self._is_own: dict[int, bool] = {}  # by process id
         self._samples = [_Samples() for _ in gpus]
         self._since_us = [time.time_ns() // 1000] * len(gpus)  # of the newest sample by process
         self._lock, self._ended = threading.Lock(), threading.Event()
@@ -116,17 +122,21 @@ class GpuSampler:
     def take(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Returns the metrics since the last call, and the figures of each GPU.
 
-        The metrics are means over the GPUs, the sum of the bytes and the largest external share. A
-        GPU's figures are index, name, utilisation, memory_bytes and external_fraction.
+        The metrics are of the GPUs on which the trial had a process: the mean utilisation, the sum
+        of the bytes and the largest external share. A GPU's figures are index, name, utilisation,
+        memory_bytes and external_fraction.
         """
         self._sample()  # of an epoch shorter than the interval too
         with self._lock:
             samples, self._samples = self._samples, [_Samples() for _ in self._gpus]
         figures = [_figures(sampled) for sampled in samples]
+        used = [
+            one for one, sampled in zip(figures, samples, strict=True) if sampled.used
+        ] or figures
         columns = {
-            name: [one[name] for one in figures]
+            name: [one[name] for one in used]
             for name in ("utilisation", "memory_bytes", "external_fraction")
-            if figures and all(name in one for one in figures)
+            if used and all(name in one for one in used)
         }
         metrics = {}
         if "utilisation" in columns:
@@ -148,7 +158,6 @@ class GpuSampler:
     def _sample(self) -> None:
         """Adds a sample of every GPU."""
         with self._lock:
-            own = {self._root.pid, *(child.pid for child in self._root.children(recursive=True))}
             for number, gpu in enumerate(self._gpus):
                 sampled = self._samples[number]
                 with contextlib.suppress(pynvml.NVMLError):  # a driver may lack it
@@ -156,15 +165,26 @@ class GpuSampler:
                     sampled.utilisation.append(rates.gpu / 100)
                 with contextlib.suppress(pynvml.NVMLError):
                     held = process_bytes(gpu)
-                    own_bytes = [held[pid] for pid in own & held.keys()]
+                    own_bytes = [size for pid, size in held.items() if self._owns(pid)]
+                    sampled.used = sampled.used or bool(own_bytes)
                     if own_bytes and None not in own_bytes:
                         sampled.own_bytes.append(sum(size or 0 for size in own_bytes))
                     # In some containers NVML numbers processes otherwise. Then the trial's own
                     # processes would count as others
-                    if own & held.keys() or not held:
-                        sampled.external.append(self._read_external(number, own))
+                    if own_bytes or not held:
+                        sampled.external.append(self._read_external(number))
 
-    def _read_external(self, number: int, own: set[int]) -> float:
+    def _owns(self, pid: int) -> bool:
+        """Returns whether a process belongs to the trial: descends from the root, or is it."""
+        if pid not in self._is_own:
+            try:
+                ancestors = {parent.pid for parent in psutil.Process(pid).parents()}
+            except (psutil.Error, OSError):
+                return False  # it has ended, or another user's cannot be looked at
+            self._is_own[pid] = self._root in ancestors | {pid}
+        return self._is_own[pid]
+
+    def _read_external(self, number: int) -> float:
         """Returns the share of the time since the last call that a GPU computed for others."""
         try:
             uses = pynvml.nvmlDeviceGetProcessUtilization(
@@ -175,7 +195,7 @@ class GpuSampler:
         self._since_us[number] = max([self._since_us[number], *(use.timeStamp for use in uses)])
         by_process: dict[int, list[int]] = {}
         for use in uses:
-            if use.pid not in own:
+            if not self._owns(use.pid):
                 by_process.setdefault(use.pid, []).append(use.smUtil)
         return min(sum(statistics.fmean(shares) for shares in by_process.values()) / 100, 1.0)
 
