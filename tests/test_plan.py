@@ -100,14 +100,6 @@ def test_the_key_is_pinned(planned):
     assert trial.trial_id == "b3f48dec1bb8"
 
 
-def test_a_price_does_not_change_the_key(planned):
-    ids = [
-        [trial.trial_id for trial in planned(TEXT, *flags).trials]
-        for flags in ((), ("resources.price_per_hour=2.5",))
-    ]
-    assert ids[0] == ids[1]
-
-
 def test_the_key_does_not_see_how_the_file_is_written(planned):
     rewritten = """\
 # the same, otherwise laid out
@@ -245,6 +237,7 @@ def test_the_key_sees_what_else_decides_the_measurement(planned, override):
         "order=listed",
         "calibrate=false",
         "method=forecast",
+        "resources.price_per_hour=2.5",
     ],
 )
 def test_the_key_does_not_see_what_decides_nothing(planned, override):
