@@ -45,6 +45,9 @@ def test_costs_are_scaled_by_the_slowdown_unless_it_is_small(
     assert checked["abc"].loader.inline_s == pytest.approx(0.08 * factor)
     assert checked["abc"].speed.prepare_s == pytest.approx(PACE_S * factor)
     assert checked["other"] == other
+    # It has shown two speeds, and may change back while the trials run
+    spread = planted().loader.spread if factor == 1.0 else abs(float(way) - 1)
+    assert checked["abc"].loader.spread == pytest.approx(spread)
     assert len(lines) == (factor != 1.0)
 
 

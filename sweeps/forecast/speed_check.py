@@ -2,8 +2,9 @@
 
 A calibration is cached for weeks, and a virtual machine may run on another host meanwhile. Each
 launch therefore repeats two of its figures (speech/calibration/speed.py). Small differences are
-left alone, larger ones scale the costs, and very large ones mean another machine: the calibration
-is then measured again.
+left alone, and very large ones mean another machine: the calibration is then measured again. Those
+between scale the costs. The machine then has two speeds, and may change to the other one again:
+forecasts are as uncertain as the two are apart.
 """
 
 from collections.abc import Iterable, Mapping
@@ -51,7 +52,7 @@ def check_calibrations(
         if _is_within(slowdown, UNCHANGED):
             continue
         if _is_within(slowdown, SCALABLE):
-            checked[request.name] = calibration.at(slowdown)
+            checked[request.name] = _scale(calibration, slowdown)
             log(f"{request}: calibrated earlier; {_describe(slowdown)}, and forecasts are scaled")
         else:
             del checked[request.name]
@@ -66,6 +67,24 @@ def _probe(
     task = calibration_task("speed", request, private, log_file.parent)
     records = list(fork_server.run(task, log_file, TIMEOUT_S))
     return next((record for record in records if record["kind"] == "speed"), None)
+
+
+def _scale(calibration: Calibration, slowdown: Slowdown) -> Calibration:
+    """Returns a calibration at the present speed, as uncertain as the change was large."""
+    scaled = calibration.at(slowdown)
+    spreads = {
+        part: max(costs.spread, abs(change - 1))
+        for part, costs, change in (
+            ("loader", scaled.loader, slowdown.prepare),
+            ("step", scaled.step, slowdown.step),
+        )
+    }
+    return scaled.model_copy(
+        update={
+            "loader": scaled.loader.model_copy(update={"spread": spreads["loader"]}),
+            "step": scaled.step.model_copy(update={"spread": spreads["step"]}),
+        }
+    )
 
 
 def _is_within(slowdown: Slowdown, factor: float) -> bool:
