@@ -25,10 +25,9 @@ def sweep(seconds, seed=1, repeats=3, tables=1):
 
 def test_cells_of_two_sweeps_are_compared_and_flagged_beyond_a_twentieth():
     second = sweep({0: 2.0, 2: 1.1, 4: 1.0}, seed=2)
-    second.trials.loc[second.trials["loader.num_workers"] == 4, ["outcome", "epoch_s"]] = [
-        "shm_exhausted",
-        float("nan"),
-    ]
+    overflowed = second.trials["loader.num_workers"] == 4
+    second.trials.loc[overflowed, ["outcome", "epoch_s"]] = ["shm_exhausted", float("nan")]
+    second.trials.loc[overflowed, "timed"] = False
     rows = {row["workers"]: row for row in compare(sweep({0: 2.0, 2: 1.0, 4: 1.0}), second)}
     flags = [rows[workers]["flag"] for workers in (0, 2, 4)]
     assert [bool(flag) for flag in flags] == [False, True, True]
