@@ -88,7 +88,8 @@ class Continuation:
         """Restores the learner and torch's random state to the last saved cycle end.
 
         Without a usable saved state both remain unchanged. Returns the restored progress. All ranks
-        of a trial read the same state and judge it alike; rank 0 alone removes one with a defect.
+        of a trial read the same state and come to the same result. Only rank 0 removes a defective
+        one.
         """
         file = self.folder / PROGRESS
         try:

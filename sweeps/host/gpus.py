@@ -98,11 +98,11 @@ class _Samples:
 class GpuSampler:
     """Samples the GPUs of a trial in a thread of its own, as a context.
 
-    `own_root` is the process whose descendants are the trial.
+    The trial is a descendant of this process.
     """
 
-    def __init__(self, gpus: Sequence[Gpu], own_root: int | None = None):
-        self._gpus, self._root = gpus, own_root or os.getpid()
+    def __init__(self, gpus: Sequence[Gpu]):
+        self._gpus = gpus
         self._is_own: dict[int, bool] = {}  # by process id
         self._samples = [_Samples() for _ in gpus]
         self._since_us = [time.time_ns() // 1000] * len(gpus)  # of the newest sample by process
@@ -175,13 +175,13 @@ class GpuSampler:
                         sampled.external.append(self._read_external(number))
 
     def _owns(self, pid: int) -> bool:
-        """Returns whether a process belongs to the trial: descends from the root, or is it."""
+        """Returns whether a process belongs to the trial: is this process or descends from it."""
         if pid not in self._is_own:
             try:
                 ancestors = {parent.pid for parent in psutil.Process(pid).parents()}
             except (psutil.Error, OSError):
                 return False  # it has ended, or another user's cannot be looked at
-            self._is_own[pid] = self._root in ancestors | {pid}
+            self._is_own[pid] = os.getpid() in ancestors | {pid}
         return self._is_own[pid]
 
     def _read_external(self, number: int) -> float:
